@@ -1,0 +1,278 @@
+package policy
+
+import (
+	"slices"
+
+	pg "github.com/pganalyze/pg_query_go/v6"
+)
+
+// change is what require_where asks of an UPDATE, DELETE or MERGE.
+type change struct {
+	// Bare says that there is no WHERE clause.
+	Bare bool
+	// Schema, Name and Only are the table as the statement names it.
+	Schema, Name string
+	Only         bool
+	// Pins are the ways in which a row can satisfy the WHERE clause: each is
+	// the columns of the table that it compares with constants. Nil when the
+	// clause says nothing that can be relied on.
+	Pins [][]string
+}
+
+func updateChange(n *pg.UpdateStmt) *change {
+	return changeOf(n.Relation, n.WhereClause)
+}
+
+func deleteChange(n *pg.DeleteStmt) *change {
+	return changeOf(n.Relation, n.WhereClause)
+}
+
+func changeOf(rel *pg.RangeVar, where *pg.Node) *change {
+	ch := &change{Bare: where == nil, Schema: rel.GetSchemaname(), Name: rel.GetRelname(), Only: !rel.GetInh()}
+	ch.Pins = pinner{rel}.pins(where)
+	return ch
+}
+
+// mergeChange returns what a MERGE must say, nil when it only inserts. Its ON
+// condition is the WHERE clause of its WHEN MATCHED branches; what is not
+// matched by the source has only the branch's own condition.
+func mergeChange(n *pg.MergeStmt) *change {
+	ch := &change{Schema: n.Relation.GetSchemaname(), Name: n.Relation.GetRelname(), Only: !n.Relation.GetInh()}
+	p, changes := pinner{n.Relation}, false
+	for _, node := range n.MergeWhenClauses {
+		when := node.GetMergeWhenClause()
+		if when.GetCommandType() != pg.CmdType_CMD_UPDATE && when.GetCommandType() != pg.CmdType_CMD_DELETE {
+			continue
+		}
+		pins := p.pins(when.Condition)
+		if when.GetMatchKind() == pg.MergeMatchKind_MERGE_WHEN_MATCHED {
+			pins = both(p.pins(n.JoinCondition), pins)
+		} else {
+			ch.Bare = ch.Bare || when.Condition == nil
+		}
+		if changes {
+			pins = either(ch.Pins, pins)
+		}
+		ch.Pins, changes = pins, true
+	}
+	if !changes {
+		return nil
+	}
+	return ch
+}
+
+// maxPins bounds the ways a WHERE clause may be satisfied; one with more says
+// nothing.
+const maxPins = 256
+
+// pinner reads which columns of a table a condition compares with constants.
+type pinner struct{ table *pg.RangeVar }
+
+// pins returns the ways in which a row can satisfy the condition, nil when
+// nothing is known of some way.
+func (p pinner) pins(condition *pg.Node) [][]string {
+	switch n := unwrap(condition).(type) {
+	case *pg.BoolExpr:
+		return p.boolean(n)
+	case *pg.A_Expr:
+		if columns := p.comparison(n); len(columns) > 0 {
+			return [][]string{columns}
+		}
+	}
+	return nil
+}
+
+func (p pinner) boolean(n *pg.BoolExpr) [][]string {
+	var ways [][]string
+	switch n.Boolop {
+	case pg.BoolExprType_AND_EXPR:
+		for _, arg := range n.Args {
+			ways = both(ways, p.pins(arg))
+		}
+	case pg.BoolExprType_OR_EXPR:
+		for i, arg := range n.Args {
+			pins := p.pins(arg)
+			if i > 0 {
+				pins = either(ways, pins)
+			}
+			ways = pins
+		}
+	}
+	return ways
+}
+
+// both returns the ways of satisfying two conditions at once.
+func both(a, b [][]string) [][]string {
+	if a == nil {
+		return b
+	}
+	if b == nil || len(a)*len(b) > maxPins {
+		return a
+	}
+	ways := make([][]string, 0, len(a)*len(b))
+	for _, x := range a {
+		for _, y := range b {
+			ways = append(ways, joinColumns(x, y))
+		}
+	}
+	return ways
+}
+
+// maxColumns bounds the columns of one way: PostgreSQL's limit for the columns
+// of an index, so that any one key finds room.
+const maxColumns = 32
+
+// joinColumns returns the columns of x and then those of y that are new, and leaves
+// both as they are.
+func joinColumns(x, y []string) []string {
+	all := slices.Clip(x)
+	for _, column := range y {
+		if len(all) < maxColumns && !slices.Contains(all, column) {
+			all = append(all, column)
+		}
+	}
+	return all
+}
+
+// either returns the ways of satisfying one condition or the other.
+func either(a, b [][]string) [][]string {
+	if a == nil || b == nil || len(a)+len(b) > maxPins {
+		return nil
+	}
+	return slices.Concat(a, b)
+}
+
+// comparison returns the columns that a comparison with constants pins: col =
+// constant, col IN (constants), col = ANY (ARRAY[constants]), and (col, col) =
+// (constant, constant). It returns none for any other expression.
+func (p pinner) comparison(n *pg.A_Expr) []string {
+	if !isEquals(n.Name) {
+		return nil
+	}
+	switch n.Kind {
+	case pg.A_Expr_Kind_AEXPR_OP:
+		left, right := rowOf(n.Lexpr), rowOf(n.Rexpr)
+		if len(left) != len(right) {
+			return nil
+		}
+		var columns []string
+		for i := range left {
+			columns = append(columns, p.equality(left[i], right[i])...)
+		}
+		return columns
+	case pg.A_Expr_Kind_AEXPR_IN:
+		return p.membership(n.Lexpr, n.Rexpr.GetList().GetItems())
+	case pg.A_Expr_Kind_AEXPR_OP_ANY:
+		return p.membership(n.Lexpr, n.Rexpr.GetAArrayExpr().GetElements())
+	}
+	return nil
+}
+
+// rowOf returns the parts of a row, and any other expression as one of one.
+func rowOf(n *pg.Node) []*pg.Node {
+	if row := n.GetRowExpr(); row != nil {
+		return row.Args
+	}
+	return []*pg.Node{n}
+}
+
+// equality returns the column of an equation with a constant.
+func (p pinner) equality(left, right *pg.Node) []string {
+	if column := p.column(left); column != "" && isConstant(right) {
+		return []string{column}
+	}
+	if column := p.column(right); column != "" && isConstant(left) {
+		return []string{column}
+	}
+	return nil
+}
+
+// membership returns the column that is one of a list of constants.
+func (p pinner) membership(left *pg.Node, items []*pg.Node) []string {
+	column := p.column(left)
+	if column == "" || len(items) == 0 {
+		return nil
+	}
+	for _, item := range items {
+		if !isConstant(item) {
+			return nil
+		}
+	}
+	return []string{column}
+}
+
+// isEquals reports whether an operator is = or OPERATOR(pg_catalog.=).
+func isEquals(name []*pg.Node) bool {
+	switch len(name) {
+	case 1:
+		return name[0].GetString_().GetSval() == "="
+	case 2:
+		return name[0].GetString_().GetSval() == "pg_catalog" && name[1].GetString_().GetSval() == "="
+	}
+	return false
+}
+
+// column returns the name of the table's column that an expression is, "" for
+// anything else. A name without its table may be another table's only when
+// the table has no such column; then it is in none of the table's keys.
+func (p pinner) column(n *pg.Node) string {
+	fields := n.GetColumnRef().GetFields()
+	names := make([]string, len(fields))
+	for i, f := range fields {
+		names[i] = f.GetString_().GetSval()
+		if names[i] == "" {
+			return ""
+		}
+	}
+	alias := p.table.GetAlias().GetAliasname()
+	switch {
+	case len(names) == 1:
+		return names[0]
+	case len(names) == 2 && alias != "" && names[0] == alias:
+		return names[1]
+	case len(names) == 2 && alias == "" && names[0] == p.table.Relname:
+		return names[1]
+	case len(names) == 3 && alias == "" && names[0] == p.table.Schemaname && names[1] == p.table.Relname:
+		return names[2]
+	}
+	return ""
+}
+
+// constantTypes are the built-in types to which a constant may be cast. Types
+// that make unequal values equal (float8 for large integers, bpchar) are not
+// among them.
+var constantTypes = map[string]bool{
+	"int2": true, "int4": true, "int8": true, "numeric": true, "bool": true,
+	"text": true, "varchar": true, "uuid": true, "oid": true, "bytea": true,
+	"date": true, "time": true, "timetz": true, "timestamp": true, "timestamptz": true, "interval": true,
+	"inet": true, "cidr": true, "macaddr": true,
+}
+
+// isConstant reports whether an expression is a literal, with a sign or a cast
+// to a plain built-in type at most. NULL is none: it equals nothing.
+func isConstant(n *pg.Node) bool {
+	switch n := unwrap(n).(type) {
+	case *pg.A_Const:
+		return !n.Isnull
+	case *pg.TypeCast:
+		return isConstant(n.Arg) && isConstantType(n.TypeName)
+	case *pg.A_Expr:
+		return n.Kind == pg.A_Expr_Kind_AEXPR_OP && n.Lexpr == nil && isSign(n.Name) && isConstant(n.Rexpr)
+	}
+	return false
+}
+
+func isSign(name []*pg.Node) bool {
+	return len(name) == 1 && (name[0].GetString_().GetSval() == "-" || name[0].GetString_().GetSval() == "+")
+}
+
+func isConstantType(t *pg.TypeName) bool {
+	names := t.GetNames()
+	if len(names) == 0 || len(names) > 2 || len(t.ArrayBounds) > 0 || t.Setof {
+		return false
+	}
+	if len(names) == 2 && names[0].GetString_().GetSval() != "pg_catalog" {
+		return false
+	}
+	return constantTypes[names[len(names)-1].GetString_().GetSval()]
+}

@@ -1,0 +1,138 @@
+package policy
+
+import (
+	"context"
+	"fmt"
+)
+
+// Decide judges a message by a rule. mem is what the session has prepared
+// before; cat looks into its database, and may be nil, which refuses what
+// require_where "key" would have to look up.
+func Decide(ctx context.Context, rule *Rule, msg *Message, mem *Memory, cat Catalog) Decision {
+	d := Decision{Kinds: msg.kinds, Rule: rule.Access.String()}
+	j := judgement{ctx: ctx, rule: rule, msg: msg, mem: mem, cat: cat}
+	for i := range msg.Statements {
+		if r := j.statement(i); r != nil {
+			d.Refusal, d.Rule = r, r.Rule
+			return d
+		}
+	}
+	d.Writes = j.writes
+	if j.allowed != "" {
+		d.Rule = "allow " + j.allowed
+	}
+	return d
+}
+
+// judgement is the judging of one message.
+type judgement struct {
+	ctx  context.Context
+	rule *Rule
+	msg  *Message
+	mem  *Memory
+	cat  Catalog
+
+	writes  bool   // some act needs more than read access
+	allowed string // the kind that only the allow list permitted, if any
+}
+
+// statement judges the statement at an index.
+func (j *judgement) statement(i int) *Refusal {
+	st := &j.msg.Statements[i]
+	if st.Proxy != nil {
+		if i > 0 && j.msg.Statements[i-1].Proxy == nil {
+			return refuseMixed(st)
+		}
+		return nil // the proxy's own, which no list of kinds speaks of
+	}
+	for k := range st.facts.Acts {
+		if r := j.act(i, &st.facts.Acts[k], 0); r != nil {
+			return r
+		}
+	}
+	for _, e := range st.facts.Executes {
+		if r := j.execution(i, e); r != nil {
+			return r
+		}
+	}
+	return nil
+}
+
+// execution judges the running of a prepared statement: by all that may hide
+// under its name, prepared before or earlier in this message.
+func (j *judgement) execution(i int, e execution) *Refusal {
+	acts, known := j.mem.lookup(e.Name)
+	for k := range i {
+		if f := &j.msg.Statements[k].facts; f.Prepares == e.Name {
+			acts, known = merge(acts, f.Acts), true
+		}
+	}
+	if !known && j.rule.Access < Admin {
+		return &Refusal{
+			Code: "42501", Rule: "prepared", Position: e.Pos,
+			Message: fmt.Sprintf("pgproxy: EXECUTE of prepared statement %q is refused", e.Name),
+			Detail:  "pgproxy did not see it being prepared in this session, and so does not know what it does.",
+			Hint:    "PREPARE it in this session first.",
+		}
+	}
+	for k := range acts {
+		if e.Planned && acts[k].Class == actStatement {
+			continue
+		}
+		if r := j.act(i, &acts[k], e.Pos); r != nil {
+			return r
+		}
+	}
+	return nil
+}
+
+// act judges one act of the statement at an index. pos, if not 0, is where
+// the statement speaks of it.
+func (j *judgement) act(i int, a *act, pos int) *Refusal {
+	if a.Needs > Read {
+		j.writes = true
+	}
+	if pos == 0 {
+		pos = a.Pos
+	}
+	switch {
+	case a.Needs == nobody:
+		return refuseForAll(a, pos)
+	case a.Kind != "" && listed(j.rule.Deny, a.Kind):
+		return refuseDenied(a, pos)
+	case a.Kind != "" && len(j.rule.Only) > 0 && !listed(j.rule.Only, a.Kind):
+		return refuseOnly(j.rule, a, pos)
+	case a.Needs > j.rule.Access:
+		if a.Kind == "" || !listed(j.rule.Allow, a.Kind) {
+			return refuseAccess(j.rule, a, pos)
+		}
+		j.allowed = a.Kind
+	}
+	if a.Change != nil && j.rule.Where != WhereFree {
+		return j.where(i, a, pos)
+	}
+	return nil
+}
+
+// where judges a change by its WHERE clause.
+func (j *judgement) where(i int, a *act, pos int) *Refusal {
+	if a.Change.Bare {
+		return refuseBare(a, pos)
+	}
+	if j.rule.Where == WhereKey {
+		if why := j.key(i, a.Change); why != "" {
+			return refuseKey(a, pos, why)
+		}
+	}
+	return nil
+}
+
+// listed reports whether a list of the policy speaks of a kind.
+func listed(kinds []string, kind string) bool {
+	for _, name := range kinds {
+		if coversKind(name, kind) {
+			return true
+		}
+	}
+	return false
+}

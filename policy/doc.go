@@ -1,0 +1,71 @@
+// Package policy decides what a caller may do on a database, before it is
+// done. It is a leaf: no network, no clock, no logging.
+//
+// # Words
+//
+// A [Caller] is who asks. A [Rule] is what they may do; it comes from the
+// tailnet's grants or the policy file. A [Judge] reads the text of a simple
+// Query message into a [Message] of statements with PostgreSQL's own grammar,
+// and [Decide] gives the [Decision] of a rule on it. A [Refusal] is a decision
+// of no, in the words for the client. A [Memory] is what one session prepared
+// before. A [Catalog] looks into its database.
+//
+// # How a statement is judged
+//
+// By what it does, not by its first word. The whole parse tree is walked, the
+// fields of every node type read off the types themselves. Each statement is a
+// list of acts: its own kind, the writes in its CTEs, row locks, the settings
+// it changes, the functions it calls. Each act needs some access (read, write
+// or admin), or a kind that the rule allows. A statement is refused when one
+// of its acts is, and a message when one of its statements is. What is not
+// known to be harmless needs admin: a node type, a statement, an object type.
+//
+// Undecided is refused. So an EXPLAIN with any ANALYZE that is not plainly off
+// runs what it explains; a READ WRITE among the modes of a transaction makes it
+// writable, whatever comes behind it; a prepared statement's name stands for
+// all that was ever prepared under it; and set_config with a name or a value
+// that is not a constant changes a protected setting.
+//
+// RESET ALL and DISCARD ALL need admin: settings of the startup packet survive
+// them, but those which the proxy made later, when a limit was lifted or an
+// access narrowed, do not.
+//
+// # What it cannot see
+//
+// Functions, triggers, rules, views, operators and casts of the database, and
+// foreign tables, do what they do with the rights of the login. functions.tsv
+// has PostgreSQL's own functions and those of common extensions; any other is
+// taken to be the database's own and may be called by everybody. At read access
+// the server's read-only transactions stop what such a function writes; a login
+// without the rights to write is the stronger wall.
+//
+// # The parser
+//
+// The parser is PostgreSQL's, in C, by pg_query_go, and recursive: a text like
+// 1+1+1… overflows its stack, which no recover catches. Therefore
+//
+//   - a text is first scanned here, in one linear pass. Nested comments and
+//     long runs of operator characters, which cost quadratic time in every
+//     PostgreSQL lexer, the server's too, are refused, and so is a text of too
+//     many tokens or statements. One long literal is one token.
+//   - a text of up to 2 KiB is parsed in this process. Stack was measured at up
+//     to 350 bytes for one byte of text; 1024 are reckoned with, so that 2 KiB
+//     fit into the smallest stack that a thread is given.
+//   - a longer text is parsed and classified in a child process of this same
+//     program (package worker), with bounded memory and time, and without the
+//     environment. When it dies, that text is refused, and the next one gets a
+//     new process. It costs some 100 µs beside a parse of at least that.
+//
+// WebAssembly would need no second process, but parses several times slower,
+// and every statement would pay for it; a bound on the text alone would refuse
+// a document of 1 MiB.
+//
+// What was read is kept, by text and by template (the text without the value
+// of its numbers), so that a repeated statement costs well under 1 µs.
+//
+// The library's grammar is PostgreSQL 17's. Newer syntax is refused as a syntax
+// error. Where the library is known to read a text unlike the server, in a
+// string constant that goes on behind a comment, the text is refused. The
+// library's lexer takes strings as standard_conforming_strings = on does, so
+// that setting and client_encoding are pinned at every access.
+package policy

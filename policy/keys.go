@@ -1,0 +1,166 @@
+package policy
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+)
+
+// key reports why a change does not name its rows by a key, "" if it does.
+// The catalogue is asked each time and nothing is kept, so that no answer is
+// older than the statement: an ALTER TABLE, a search_path or a temporary
+// table may have changed what a name means.
+func (j *judgement) key(i int, ch *change) string {
+	switch {
+	case ch.Pins == nil:
+		return "the WHERE clause compares no column with a constant in every case"
+	case j.cat == nil:
+		return "there is no database to look the keys up in"
+	case j.unsettled(i):
+		return "an earlier statement of the same message may change which table is meant; send them one by one"
+	}
+	rows, err := j.cat.Query(j.ctx, keyQuery(ch))
+	if err != nil {
+		return "the catalogue cannot be read now"
+	}
+	return pinned(ch, rows)
+}
+
+// unsettled reports whether a statement before the one at an index may change
+// how names are resolved.
+func (j *judgement) unsettled(i int) bool {
+	for k := range i {
+		st := &j.msg.Statements[k]
+		switch st.Kind {
+		case "BEGIN", "START TRANSACTION", "SAVEPOINT", "SHOW", "INSERT", "UPDATE", "DELETE", "MERGE", "SELECT":
+			if st.facts.Configures || slices.ContainsFunc(st.facts.Acts, func(a act) bool { return a.Class == actConfig }) {
+				return true
+			}
+		default:
+			return true
+		}
+	}
+	return false
+}
+
+// pinned reports why the rows of keyQuery show that ch may change rows that it
+// does not name by a key, "" if it names them all.
+func pinned(ch *change, rows [][]string) string {
+	if len(rows) == 0 {
+		return fmt.Sprintf("there is no table %q", ch.Name)
+	}
+	kind, rules, children := rows[0][0], rows[0][1], rows[0][2]
+	switch {
+	case kind != "r" && kind != "p":
+		return fmt.Sprintf("%q is not a table", ch.Name)
+	case rules == "t":
+		return fmt.Sprintf("table %q has rules, which may change other rows", ch.Name)
+	case children == "t" && !ch.Only:
+		return fmt.Sprintf("other tables inherit from %q, and its keys do not hold for them; use ONLY", ch.Name)
+	}
+	keys := keysOf(rows)
+	for _, way := range ch.Pins {
+		if !slices.ContainsFunc(keys, func(key []string) bool { return covers(way, key) }) {
+			return "the WHERE clause does not pin one; " + describeKeys(ch, keys)
+		}
+	}
+	return ""
+}
+
+// covers reports whether the columns hold a whole key.
+func covers(columns, key []string) bool {
+	for _, column := range key {
+		if !slices.Contains(columns, column) {
+			return false
+		}
+	}
+	return true
+}
+
+// keysOf returns the columns of each usable key. A key with a column on which
+// = may not mean what the index means is none.
+func keysOf(rows [][]string) [][]string {
+	var keys [][]string
+	for len(rows) > 0 && rows[0][3] != "" {
+		index := rows[0][3]
+		var key []string
+		usable := true
+		for len(rows) > 0 && rows[0][3] == index {
+			key = append(key, rows[0][4])
+			usable = usable && rows[0][5] == "t"
+			rows = rows[1:]
+		}
+		if usable {
+			keys = append(keys, key)
+		}
+	}
+	return keys
+}
+
+func describeKeys(ch *change, keys [][]string) string {
+	if len(keys) == 0 {
+		return fmt.Sprintf("table %q has none", ch.Name)
+	}
+	names := make([]string, len(keys))
+	for i, key := range keys {
+		names[i] = "(" + strings.Join(key, ", ") + ")"
+	}
+	return fmt.Sprintf("table %q has %s", ch.Name, strings.Join(names, ", "))
+}
+
+// keyQuery asks for the table as this session would resolve its name, and for
+// one row for each column of each of its keys, index by index. All names in
+// it are qualified, so that the session's search_path cannot change it.
+//
+// A key is a primary key, or a unique index over whole columns and all rows
+// that is checked at once. Its column is usable when = on it is the equality
+// that the index enforces: the default operator class, the column's own
+// collation, and no other = operator, made by a user, that would be chosen
+// for the column's type.
+func keyQuery(ch *change) string {
+	name := quoteIdentifier(ch.Name)
+	if ch.Schema != "" {
+		name = quoteIdentifier(ch.Schema) + "." + name
+	}
+	return fmt.Sprintf(keySQL, quoteLiteral(name))
+}
+
+const keySQL = `SELECT c.relkind,
+  EXISTS (SELECT FROM pg_catalog.pg_rewrite w WHERE w.ev_class OPERATOR(pg_catalog.=) c.oid),
+  EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhparent OPERATOR(pg_catalog.=) c.oid AND c.relkind OPERATOR(pg_catalog.=) 'r'),
+  k.indexrelid, k.attname, k.usable
+FROM pg_catalog.pg_class c LEFT JOIN LATERAL (
+  SELECT i.indexrelid, n.n, a.attname,
+    oc.opcdefault AND i.indcollation[n.n] OPERATOR(pg_catalog.=) a.attcollation AND NOT EXISTS (
+      SELECT FROM pg_catalog.pg_operator o
+      WHERE o.oprname OPERATOR(pg_catalog.=) '=' AND pg_catalog.pg_operator_is_visible(o.oid)
+      AND o.oprnamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace
+      AND (o.oprleft OPERATOR(pg_catalog.=) a.atttypid OR o.oprright OPERATOR(pg_catalog.=) a.atttypid OR EXISTS (
+        SELECT FROM pg_catalog.pg_cast x WHERE x.castsource OPERATOR(pg_catalog.=) a.atttypid
+        AND x.castcontext OPERATOR(pg_catalog.=) 'i'
+        AND (x.casttarget OPERATOR(pg_catalog.=) o.oprleft OR x.casttarget OPERATOR(pg_catalog.=) o.oprright)))
+      AND NOT EXISTS (
+        SELECT FROM pg_catalog.pg_amop m
+        WHERE m.amopfamily OPERATOR(pg_catalog.=) oc.opcfamily AND m.amopopr OPERATOR(pg_catalog.=) o.oid
+        AND m.amopstrategy OPERATOR(pg_catalog.=) 3)
+    ) AND t.typtype OPERATOR(pg_catalog.<>) 'd' AS usable
+  FROM pg_catalog.pg_index i
+  CROSS JOIN LATERAL pg_catalog.generate_series(0, i.indnkeyatts::pg_catalog.int4 OPERATOR(pg_catalog.-) 1) n (n)
+  JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) c.oid AND a.attnum OPERATOR(pg_catalog.=) i.indkey[n.n]
+  JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid
+  JOIN pg_catalog.pg_opclass oc ON oc.oid OPERATOR(pg_catalog.=) i.indclass[n.n]
+  WHERE i.indrelid OPERATOR(pg_catalog.=) c.oid AND i.indisunique AND i.indisvalid AND i.indislive
+  AND (i.indimmediate OR i.indisprimary) AND i.indpred IS NULL AND i.indexprs IS NULL
+) k ON true
+WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s)
+ORDER BY k.indexrelid, k.n`
+
+func quoteIdentifier(name string) string {
+	return `"` + strings.ReplaceAll(name, `"`, `""`) + `"`
+}
+
+// quoteLiteral quotes a string for standard_conforming_strings, which is
+// pinned on.
+func quoteLiteral(s string) string {
+	return "'" + strings.ReplaceAll(s, "'", "''") + "'"
+}

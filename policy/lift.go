@@ -1,0 +1,252 @@
+package policy
+
+import (
+	"fmt"
+	"math"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode"
+	"unicode/utf8"
+)
+
+// Lifts are what a session changed of its limits, by SET pgproxy.max_rows = …
+// and the like, and the reason it gave. The zero value changes nothing. It
+// belongs to one session and is not safe for concurrent use.
+//
+// A limit may always be made stricter. Making it looser needs a rule with
+// MayLift, asked for at the time of the SET and again whenever the rule
+// changes: see Effective.
+type Lifts struct {
+	limits map[string]int64 // by name; in the unit of the limit, 0 for none
+	reason string
+}
+
+// limit is one of the limits a session may change. Its value is an int64, in
+// rows, bytes or milliseconds, 0 for none.
+type limit struct {
+	name   string
+	get    func(*Rule) int64
+	set    func(*Rule, int64)
+	parse  func(string) (int64, bool)
+	format func(int64) string
+	hint   string // what a value looks like
+}
+
+// limits are those a session may change, in the order they are shown.
+var limits = []limit{
+	{
+		name:   "max_rows",
+		get:    func(r *Rule) int64 { return r.MaxRows },
+		set:    func(r *Rule, v int64) { r.MaxRows = v },
+		parse:  parseRows,
+		format: formatRows,
+		hint:   "A number of rows; 0 means no cap.",
+	},
+	{
+		name:   "max_bytes",
+		get:    func(r *Rule) int64 { return r.MaxBytes },
+		set:    func(r *Rule, v int64) { r.MaxBytes = v },
+		parse:  parseBytes,
+		format: formatBytes,
+		hint:   "A number of bytes, or with a unit: B, kB, MB, GB; 0 means no cap.",
+	},
+	{
+		name:   "max_affected_rows",
+		get:    func(r *Rule) int64 { return r.MaxAffectedRows },
+		set:    func(r *Rule, v int64) { r.MaxAffectedRows = v },
+		parse:  parseRows,
+		format: formatRows,
+		hint:   "A number of rows; 0 means no cap.",
+	},
+	{
+		name:   "statement_timeout",
+		get:    func(r *Rule) int64 { return r.StatementTimeout.Milliseconds() },
+		set:    func(r *Rule, v int64) { r.StatementTimeout = time.Duration(v) * time.Millisecond },
+		parse:  parseTimeout,
+		format: func(v int64) string { return formatDuration(time.Duration(v) * time.Millisecond) },
+		hint:   "Milliseconds, or with a unit: ms, s, min, h, d; 0 means no limit.",
+	},
+}
+
+// ownSettings are the settings in the proxy's name space that it sets itself.
+var ownSettings = []string{"access", "limits", "node", "session", "sessions", "user"}
+
+func limitNamed(name string) (limit, bool) {
+	i := slices.IndexFunc(limits, func(l limit) bool { return l.name == name })
+	if i < 0 {
+		return limit{}, false
+	}
+	return limits[i], true
+}
+
+// Set does SET pgproxy.name = value. The base is the session's rule without
+// lifts. A nil result means that it is done.
+func (l *Lifts) Set(base Rule, name, value string) *Refusal {
+	name = strings.ToLower(name)
+	if name == "reason" {
+		return l.setReason(value)
+	}
+	lim, ok := limitNamed(name)
+	if !ok {
+		return refuseSetting(name)
+	}
+	v, ok := lim.parse(strings.TrimSpace(value))
+	if !ok {
+		return &Refusal{
+			Code:    "22023",
+			Message: fmt.Sprintf("invalid value for parameter %q: %q", "pgproxy."+name, value),
+			Hint:    lim.hint,
+			Rule:    "lift",
+		}
+	}
+	if looserLimit(v, lim.get(&base)) && !base.MayLift {
+		return &Refusal{
+			Code:    "42501",
+			Message: fmt.Sprintf("pgproxy: %s may not be raised over %s", name, lim.format(lim.get(&base))),
+			Detail:  fmt.Sprintf("may_lift is false (%s).", base.Source),
+			Hint:    "A lower limit may be set; a higher one needs a rule with may_lift.",
+			Rule:    "may_lift",
+		}
+	}
+	if l.limits == nil {
+		l.limits = map[string]int64{}
+	}
+	l.limits[name] = v
+	return nil
+}
+
+// The lengths of a reason, in characters: short enough for every record to
+// bear it, long enough for a ticket's number.
+const (
+	minReason = 3
+	maxReason = 200
+)
+
+func (l *Lifts) setReason(value string) *Refusal {
+	reason := strings.TrimSpace(value)
+	n := utf8.RuneCountInString(reason)
+	if !utf8.ValidString(reason) || strings.ContainsFunc(reason, unicode.IsControl) || n < minReason || n > maxReason {
+		return &Refusal{
+			Code:    "22023",
+			Message: `invalid value for parameter "pgproxy.reason"`,
+			Hint:    fmt.Sprintf("A reason is one line of %d to %d characters, like 'INC-123'.", minReason, maxReason),
+			Rule:    "reason",
+		}
+	}
+	l.reason = reason
+	return nil
+}
+
+// Reset does RESET pgproxy.name; the name "all" resets every one.
+func (l *Lifts) Reset(name string) *Refusal {
+	name = strings.ToLower(name)
+	switch _, ok := limitNamed(name); {
+	case name == "all":
+		*l = Lifts{}
+	case name == "reason":
+		l.reason = ""
+	case ok:
+		delete(l.limits, name)
+	default:
+		return refuseSetting(name)
+	}
+	return nil
+}
+
+// refuseSetting refuses the change of a setting that is not the session's to
+// change.
+func refuseSetting(name string) *Refusal {
+	if slices.Contains(ownSettings, name) {
+		return &Refusal{
+			Code:    "42501",
+			Message: fmt.Sprintf("pgproxy: pgproxy.%s cannot be changed", name),
+			Detail:  "It belongs to the proxy.",
+			Rule:    "protected_setting",
+		}
+	}
+	names := make([]string, len(limits))
+	for i, lim := range limits {
+		names[i] = "pgproxy." + lim.name
+	}
+	return &Refusal{
+		Code:    "42704",
+		Message: fmt.Sprintf("unrecognized configuration parameter %q", "pgproxy."+name),
+		Hint:    fmt.Sprintf("A session may set %s and pgproxy.reason.", strings.Join(names, ", ")),
+		Rule:    "unknown_setting",
+	}
+}
+
+// Effective is base as this session changed it. A limit that is looser than
+// base's holds only while base has MayLift: when a rule is narrowed, earlier
+// lifts go with it.
+func (l *Lifts) Effective(base Rule) Rule {
+	if len(l.limits) == 0 {
+		return base
+	}
+	rule := base
+	for _, lim := range limits {
+		v, ok := l.limits[lim.name]
+		if ok && (base.MayLift || !looserLimit(v, lim.get(&base))) {
+			lim.set(&rule, v)
+		}
+	}
+	return rule
+}
+
+// Reason is pgproxy.reason, empty if none was given.
+func (l *Lifts) Reason() string { return l.reason }
+
+// Setting is a name and a value, for SHOW.
+type Setting struct{ Name, Value string }
+
+// Limits are the limits a session may change, as the rule has them, in words:
+// "10000", "16 MiB", "30s", "none".
+func (r Rule) Limits() []Setting {
+	settings := make([]Setting, len(limits))
+	for i, lim := range limits {
+		settings[i] = Setting{lim.name, lim.format(lim.get(&r))}
+	}
+	return settings
+}
+
+// looserLimit reports whether v allows more than old; 0 is no limit at all.
+func looserLimit(v, old int64) bool {
+	return old != 0 && (v == 0 || v > old)
+}
+
+func parseRows(s string) (int64, bool) {
+	n, err := strconv.ParseInt(s, 10, 64)
+	return n, err == nil && n >= 0
+}
+
+func formatRows(n int64) string {
+	if n == 0 {
+		return "none"
+	}
+	return strconv.FormatInt(n, 10)
+}
+
+// byteUnits are PostgreSQL's, each a power of 1024, and their long names.
+var byteUnits = map[string]int64{
+	"": 1, "B": 1,
+	"kB": 1 << 10, "KiB": 1 << 10,
+	"MB": 1 << 20, "MiB": 1 << 20,
+	"GB": 1 << 30, "GiB": 1 << 30,
+}
+
+func parseBytes(s string) (int64, bool) {
+	digits := strings.TrimRightFunc(s, func(c rune) bool { return c < '0' || c > '9' })
+	factor, known := byteUnits[strings.TrimSpace(s[len(digits):])]
+	n, err := strconv.ParseInt(digits, 10, 64)
+	if err != nil || n < 0 || !known || n > math.MaxInt64/factor {
+		return 0, false
+	}
+	return n * factor, true
+}
+
+func parseTimeout(s string) (int64, bool) {
+	d, err := parseDuration(s, time.Millisecond)
+	return d.Milliseconds(), err == nil
+}

@@ -1,0 +1,115 @@
+package policy
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestLifts(t *testing.T) {
+	fixed, free := DefaultRule(), DefaultRule()
+	free.MayLift = true
+	for _, tt := range []struct {
+		name, value string
+		base        Rule
+		code        string // of the refusal; empty if done
+		get         func(Rule) int64
+		want        int64
+	}{
+		{"max_rows", "5", fixed, "", func(r Rule) int64 { return r.MaxRows }, 5},
+		{"MAX_ROWS", " 10000 ", fixed, "", func(r Rule) int64 { return r.MaxRows }, 10000},
+		{"max_rows", "10001", fixed, "42501", func(r Rule) int64 { return r.MaxRows }, 10000},
+		{"max_rows", "0", fixed, "42501", func(r Rule) int64 { return r.MaxRows }, 10000},
+		{"max_rows", "100000", free, "", func(r Rule) int64 { return r.MaxRows }, 100000},
+		{"max_rows", "0", free, "", func(r Rule) int64 { return r.MaxRows }, 0},
+		{"max_rows", "-1", free, "22023", func(r Rule) int64 { return r.MaxRows }, 10000},
+		{"max_rows", "many", free, "22023", func(r Rule) int64 { return r.MaxRows }, 10000},
+		{"max_rows", "9223372036854775808", free, "22023", func(r Rule) int64 { return r.MaxRows }, 10000},
+		{"max_bytes", "64MB", free, "", func(r Rule) int64 { return r.MaxBytes }, 64 << 20},
+		{"max_bytes", "1 KiB", fixed, "", func(r Rule) int64 { return r.MaxBytes }, 1024},
+		{"max_bytes", "9223372036854775807kB", free, "22023", func(r Rule) int64 { return r.MaxBytes }, 16 << 20},
+		{"max_bytes", "1 parsec", free, "22023", func(r Rule) int64 { return r.MaxBytes }, 16 << 20},
+		{"max_affected_rows", "2000", free, "", func(r Rule) int64 { return r.MaxAffectedRows }, 2000},
+		{"statement_timeout", "5min", free, "", func(r Rule) int64 { return int64(r.StatementTimeout) }, int64(5 * time.Minute)},
+		{"statement_timeout", "1500", fixed, "", func(r Rule) int64 { return int64(r.StatementTimeout) }, int64(1500 * time.Millisecond)},
+		{"statement_timeout", "2147483648", free, "22023", func(r Rule) int64 { return int64(r.StatementTimeout) }, int64(30 * time.Second)},
+		{"statement_timeout", "1us", free, "22023", func(r Rule) int64 { return int64(r.StatementTimeout) }, int64(30 * time.Second)},
+		{"user", "x", free, "42501", func(r Rule) int64 { return 0 }, 0},
+		{"max_row", "1", free, "42704", func(r Rule) int64 { return 0 }, 0},
+	} {
+		var l Lifts
+		refusal := l.Set(tt.base, tt.name, tt.value)
+		code := ""
+		if refusal != nil {
+			code = refusal.Code
+		}
+		if got := tt.get(l.Effective(tt.base)); code != tt.code || got != tt.want {
+			t.Errorf("SET %s = %q: got %q, %d; want %q, %d", tt.name, tt.value, code, got, tt.code, tt.want)
+		}
+	}
+}
+
+// TestLiftsFollowTheRule: a session raised its caps; then its rule lost
+// may_lift, or became stricter than what the session had chosen.
+func TestLiftsFollowTheRule(t *testing.T) {
+	base := DefaultRule()
+	base.MayLift = true
+	var l Lifts
+	for name, value := range map[string]string{"max_rows": "50000", "max_affected_rows": "10"} {
+		if r := l.Set(base, name, value); r != nil {
+			t.Fatal(r)
+		}
+	}
+	if r := l.Effective(base); r.MaxRows != 50000 || r.MaxAffectedRows != 10 {
+		t.Errorf("lifted: %+v", r)
+	}
+	base.MayLift = false
+	if r := l.Effective(base); r.MaxRows != 10000 || r.MaxAffectedRows != 10 {
+		t.Errorf("may_lift withdrawn: %+v", r)
+	}
+	base.MaxAffectedRows = 5
+	if r := l.Effective(base); r.MaxAffectedRows != 5 {
+		t.Errorf("narrowed: %+v", r)
+	}
+	if r := l.Reset("max_affected_rows"); r != nil || l.Effective(base).MaxAffectedRows != 5 {
+		t.Errorf("reset: %v", r)
+	}
+	if r := l.Reset("ALL"); r != nil || l.Reason() != "" {
+		t.Errorf("reset all: %v", r)
+	}
+	for name, code := range map[string]string{"nothing": "42704", "session": "42501"} {
+		if r := l.Reset(name); r == nil || r.Code != code {
+			t.Errorf("reset %s: %v", name, r)
+		}
+	}
+}
+
+func TestReason(t *testing.T) {
+	var l Lifts
+	if r := l.Set(DefaultRule(), "reason", "  INC-123: \u00e9t\u00e9 "); r != nil || l.Reason() != "INC-123: \u00e9t\u00e9" {
+		t.Errorf("got %v, %q", r, l.Reason())
+	}
+	for _, bad := range []string{"", "  ", "ab", "INC\n123", "INC\x00123", "INC\xff1", strings.Repeat("x", maxReason+1)} {
+		if r := l.Set(DefaultRule(), "reason", bad); r == nil || r.Code != "22023" {
+			t.Errorf("%q: %v", bad, r)
+		}
+	}
+	if l.Reason() != "INC-123: \u00e9t\u00e9" {
+		t.Errorf("a refused reason took the place of a good one: %q", l.Reason())
+	}
+	if l.Reset("reason") != nil || l.Reason() != "" {
+		t.Error("reset")
+	}
+}
+
+func TestLimits(t *testing.T) {
+	rule := DefaultRule()
+	rule.MaxRows = 0
+	var got []string
+	for _, s := range rule.Limits() {
+		got = append(got, s.Name+"="+s.Value)
+	}
+	if want := "max_rows=none max_bytes=16 MiB max_affected_rows=1000 statement_timeout=30s"; strings.Join(got, " ") != want {
+		t.Errorf("got %v", got)
+	}
+}

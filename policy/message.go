@@ -1,0 +1,113 @@
+package policy
+
+import "context"
+
+// Message is the text of one simple Query message, read with PostgreSQL's own
+// grammar: its statements in order. It is immutable and may be shared by
+// sessions; the parser's types stay inside this package.
+type Message struct {
+	// Statements are in the order of the text. An empty message (white
+	// space, comments, semicolons) has none.
+	Statements []Statement
+	// Fingerprint is the same for texts that differ in literals, spacing,
+	// case and comments only.
+	Fingerprint string
+
+	kinds []string // of Statements, for Decision.Kinds
+}
+
+// Statement is one statement of a Message: what it is and what it does.
+type Statement struct {
+	// Kind is the command tag's kind, in capitals: "SELECT", "ALTER TABLE".
+	// An EXPLAIN is "EXPLAIN", whatever it explains; SELECT INTO and CREATE
+	// TABLE AS are "CREATE TABLE AS".
+	Kind string
+	// Start and End delimit the statement's text in the message, in bytes,
+	// without the white space and comments around it.
+	Start, End int
+	// Tags are the command tags, without row counts, of which the server's
+	// CommandComplete for this statement must show one; nil = it depends
+	// (EXECUTE).
+	Tags []string
+	// Reads says that the statement does nothing but return rows while it
+	// runs, so that cancelling it when enough rows were seen loses nothing:
+	// SELECT, VALUES, TABLE without row locks, writing CTEs or functions known
+	// to have an effect. Everything else must be drained, not cancelled.
+	Reads bool
+	// Changes is the class of data change, for the affected-rows cap: true for
+	// INSERT, UPDATE, DELETE, MERGE at any depth (CTEs, EXPLAIN ANALYZE). For
+	// EXECUTE ask Memory.Changes.
+	Changes bool
+	// Hidden says that the command tag's count leaves out rows this statement
+	// changes: a writing CTE, EXPLAIN ANALYZE. For EXECUTE ask Memory.Hidden.
+	Hidden bool
+	// NoBlock says that the statement cannot run inside a transaction block,
+	// or ends the block it runs in: VACUUM, CREATE INDEX CONCURRENTLY, CALL,
+	// DO, COMMIT.
+	NoBlock bool
+	// Fetches says that the statement returns rows of a cursor.
+	Fetches bool
+	// Tx is what the statement does to the transaction block.
+	Tx TxAction
+	// Proxy is set for the proxy's own statements (SHOW pgproxy.x, SET
+	// pgproxy.x = …, RESET pgproxy.x), which never reach the server.
+	Proxy *ProxyCommand
+
+	facts facts
+}
+
+// TxAction is what a statement does to the transaction block.
+type TxAction int
+
+const (
+	TxNone     TxAction = iota
+	TxBegin             // BEGIN, START TRANSACTION
+	TxCommit            // COMMIT, END
+	TxRollback          // ROLLBACK, ABORT
+	TxOther             // SAVEPOINT, RELEASE, ROLLBACK TO, PREPARE TRANSACTION …
+)
+
+// ProxyCommand is a SHOW, SET or RESET of one of the proxy's own settings.
+type ProxyCommand struct {
+	Verb  string // "SHOW", "SET" or "RESET"
+	Name  string // without the prefix, in lower case: "max_rows", "session"
+	Value string // for SET; the literal's text
+	Local bool   // SET LOCAL
+}
+
+// Refusal is a verdict of no, in the words for the client. It is also how a
+// text that cannot be read is refused.
+type Refusal struct {
+	Code     string // SQLSTATE
+	Message  string
+	Detail   string // the rule that refused
+	Hint     string // what would be allowed
+	Position int    // in characters from 1, 0 = none
+	Rule     string // short stable name for record and metric: "access", "require_where"
+}
+
+// Error returns the message, so that a Refusal can travel as an error.
+func (r *Refusal) Error() string { return r.Message }
+
+// Decision is the verdict on one Message.
+type Decision struct {
+	// Refusal is nil when the message may be sent.
+	Refusal *Refusal
+	// Kinds are the statements' kinds, in order, for the record. The slice is
+	// shared and must not be changed.
+	Kinds []string
+	// Rule names what allowed or refused it, for the record.
+	Rule string
+	// Writes says that some statement does what read access does not allow,
+	// which is what require_reason asks about.
+	Writes bool
+}
+
+// Catalog looks a relation up in the session's own database. The session
+// implements it on its own upstream connection, out of the user's sight.
+type Catalog interface {
+	// Query runs one SELECT on the session's upstream connection and returns
+	// its rows as text ("" for NULL). It fails when the connection cannot run
+	// it now (a failed transaction, say); the verdict is then no.
+	Query(ctx context.Context, sql string) ([][]string, error)
+}

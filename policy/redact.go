@@ -1,0 +1,277 @@
+package policy
+
+import (
+	"cmp"
+	"fmt"
+	"hash/fnv"
+	"slices"
+	"strings"
+)
+
+// Redaction says how much of a statement's literals a record keeps.
+type Redaction int
+
+const (
+	// Redacted masks passwords, keys and connection strings. What cannot be
+	// parsed loses every literal, and whatever else might be secret.
+	Redacted Redaction = iota
+	// Normalized masks every literal and drops comments.
+	Normalized
+	// Full masks nothing.
+	Full
+)
+
+// ParseRedaction reads the name of a Redaction: full, redacted or normalized.
+func ParseRedaction(name string) (Redaction, error) {
+	switch name {
+	case "redacted":
+		return Redacted, nil
+	case "normalized":
+		return Normalized, nil
+	case "full":
+		return Full, nil
+	}
+	return 0, fmt.Errorf("audit SQL %q is not full, redacted or normalized", name)
+}
+
+// marks take the place of what is masked: of a value and of a comment.
+var marks = map[Redaction]struct{ value, comment string }{
+	Redacted:   {"'[masked]'", "/* [masked] */"},
+	Normalized: {"?", " "},
+}
+
+// Redact returns a message's text as it may be recorded and shown, and
+// whether anything in it was masked. The message is what Judge.Parse made of
+// the text, nil if it could not be read: then there is no telling what the
+// text holds, and more is masked. Redact does not call the parser.
+func Redact(how Redaction, sql string, msg *Message) (text string, masked bool) {
+	switch {
+	case how == Full:
+		return sql, false
+	case msg == nil && (how == Normalized || mayHoldSecret(sql)):
+		return maskWhole(sql)
+	case msg == nil:
+		return maskSpans(how, sql, values(sql))
+	case how == Normalized:
+		// A password may stand there as a name: SET app.password = x.
+		return maskSpans(how, sql, mergeSpans(append(values(sql), secrets(sql)...)))
+	}
+	return maskSpans(how, sql, secrets(sql))
+}
+
+// Fingerprint is the same for texts that differ in values, spacing, case and
+// comments only, also for what could not be parsed. A password counts as a
+// value even where it stands as a bare word, or the fingerprint would let one
+// guess it; where it cannot be told apart, all texts have the same one. The
+// arguments are as in Redact.
+func Fingerprint(sql string, msg *Message) string {
+	text := ""
+	switch {
+	case msg != nil && !hinted(sql):
+		return msg.Fingerprint
+	case msg != nil:
+		text, _ = Redact(Normalized, sql, msg)
+	case !mayHoldSecret(sql):
+		text, _ = maskSpans(Normalized, sql, values(sql))
+	}
+	sum := fnv.New64a()
+	for _, l := range lexemes(text) {
+		token := text[l.start:l.end]
+		if l.kind == lexWord {
+			token = strings.ToLower(token)
+		}
+		sum.Write([]byte(token))
+		sum.Write([]byte{' '})
+	}
+	return fmt.Sprintf("%016x", sum.Sum64())
+}
+
+// maskWhole keeps nothing but the length. A hash would let one guess.
+func maskWhole(sql string) (string, bool) {
+	if strings.TrimSpace(sql) == "" {
+		return sql, false
+	}
+	return fmt.Sprintf("[masked: %d bytes that cannot be read as SQL]", len(sql)), true
+}
+
+// mayHoldSecret reports whether a text that cannot be parsed speaks of
+// secrets, or begins as the statements do that set them. Then even its words
+// can't be kept: the quotes around the password may be what is missing.
+func mayHoldSecret(sql string) bool {
+	if hinted(sql) {
+		return true
+	}
+	for _, l := range lexemes(sql) {
+		if l.kind == lexWord {
+			switch strings.ToLower(sql[l.start:l.end]) {
+			case "alter", "create", "set", "do", "copy":
+				return true
+			}
+			return false
+		}
+	}
+	return false
+}
+
+// values are the literals and comments of a text.
+func values(sql string) []span {
+	var spans []span
+	for _, l := range lexemes(sql) {
+		if l.literal() || l.kind == lexComment {
+			spans = append(spans, l.span)
+		}
+	}
+	return spans
+}
+
+// mergeSpans sorts spans and drops those inside of others. Two that overlap
+// in part do not occur: each is a token, or inside of one.
+func mergeSpans(list []span) []span {
+	slices.SortFunc(list, func(a, b span) int {
+		return cmp.Or(a.start-b.start, b.end-a.end)
+	})
+	var merged []span
+	end := 0
+	for _, s := range list {
+		if s.end > end {
+			merged = append(merged, s)
+			end = s.end
+		}
+	}
+	return merged
+}
+
+// maskSpans puts marks in the place of spans, which are in order.
+func maskSpans(how Redaction, sql string, spans []span) (string, bool) {
+	if len(spans) == 0 {
+		return sql, false
+	}
+	var b strings.Builder
+	end := 0
+	for _, s := range spans {
+		b.WriteString(sql[end:s.start])
+		if c := sql[s.start:]; strings.HasPrefix(c, "--") || strings.HasPrefix(c, "/*") {
+			b.WriteString(marks[how].comment)
+		} else {
+			b.WriteString(marks[how].value)
+		}
+		end = s.end
+	}
+	b.WriteString(sql[end:])
+	return b.String(), true
+}
+
+const (
+	// quoteMark takes the place of what an error text quotes.
+	quoteMark = "[masked]"
+	// maxErrorText is how much of an error text is kept, in bytes.
+	maxErrorText = 8 << 10
+)
+
+// RedactError returns an error text of the server or the parser as it may be
+// recorded beside its statement: it may quote what the record shows of the statement
+// anyway, and names from the catalogue, but no row and nothing that was
+// masked. The code is the error's SQLSTATE; sql and msg are as in Redact.
+func RedactError(how Redaction, code, text, sql string, msg *Message) string {
+	if how == Full {
+		return text
+	}
+	if len(text) > maxErrorText {
+		text = strings.ToValidUTF8(text[:maxErrorText], "") + "…"
+	}
+	recorded, _ := Redact(how, sql, msg)
+	text = maskRows(code, text)
+	text = maskQuotes(text, func(quoted string, named bool) bool {
+		return strings.Contains(recorded, quoted) || named && !strings.Contains(sql, quoted)
+	})
+	return maskKnown(text, sql, recorded)
+}
+
+// maskRows masks rows and keys, which integrity errors show in parentheses:
+// Key (id)=(7) already exists. Failing row contains (7, x).
+func maskRows(code, text string) string {
+	if !strings.HasPrefix(code, "23") {
+		return text
+	}
+	open, shut := strings.Index(text, ")=("), strings.LastIndexByte(text, ')')
+	if open >= 0 {
+		open += len(")=(")
+	} else {
+		open = strings.IndexByte(text, '(') + 1
+	}
+	if open <= 0 || shut < open {
+		return text
+	}
+	return text[:open] + quoteMark + text[shut:]
+}
+
+// nouns stand before the quoted name of something in the catalogue.
+var nouns = map[string]bool{
+	"relation": true, "table": true, "column": true, "constraint": true, "index": true,
+	"schema": true, "function": true, "role": true, "database": true, "type": true, "view": true,
+	"sequence": true, "trigger": true, "parameter": true, "cursor": true, "extension": true,
+	"policy": true, "partition": true, "server": true, "subscription": true, "publication": true,
+}
+
+// maskQuotes masks each quoted part of a text, unless keep says otherwise of
+// it. Named tells keep that a noun of the catalogue stands before it.
+func maskQuotes(text string, keep func(quoted string, named bool) bool) string {
+	// Quotes inside of quotes: there is no telling the parts, nor if one
+	// is missing.
+	if n := strings.Count(text, `"`); n%2 == 1 || strings.Contains(text, `""`) {
+		from, to := strings.IndexByte(text, '"'), strings.LastIndexByte(text, '"')
+		if from == to {
+			return text[:from+1] + quoteMark
+		}
+		return text[:from+1] + quoteMark + text[to:]
+	}
+	var b strings.Builder
+	for {
+		from := strings.IndexByte(text, '"')
+		if from < 0 {
+			b.WriteString(text)
+			return b.String()
+		}
+		size := strings.IndexByte(text[from+1:], '"')
+		before, quoted := text[:from], text[from+1:from+1+size]
+		words := strings.Fields(before)
+		named := len(words) > 0 && nouns[words[len(words)-1]]
+		if !keep(quoted, named) {
+			quoted = quoteMark
+		}
+		b.WriteString(before)
+		b.WriteString(`"` + quoted + `"`)
+		text = text[from+size+2:]
+	}
+}
+
+const (
+	// minKnown is the length from which a masked value is looked for in error
+	// texts; a shorter one would be found in any word.
+	minKnown = 3
+	// maxKnown is how many values are looked for. With more, nothing is kept
+	// of the text.
+	maxKnown = 1000
+)
+
+// maskKnown masks the values that were masked in the statement, wherever the
+// text repeats them.
+func maskKnown(text, sql, recorded string) string {
+	if recorded == sql {
+		return text
+	}
+	var known []string
+	for _, l := range lexemes(sql) {
+		if l.kind != lexString && l.kind != lexDollar {
+			continue
+		}
+		if len(known) == 2*maxKnown {
+			return quoteMark
+		}
+		value := strings.Trim(sql[l.start:l.end], "'$")
+		if len(value) >= minKnown && !strings.Contains(recorded, value) {
+			known = append(known, value, quoteMark)
+		}
+	}
+	return strings.NewReplacer(known...).Replace(text)
+}

@@ -1,0 +1,234 @@
+package policy
+
+import (
+	"strconv"
+	"strings"
+
+	pg "github.com/pganalyze/pg_query_go/v6"
+)
+
+// ownPrefix is the prefix of the proxy's own settings.
+const ownPrefix = "pgproxy."
+
+// protectedSettings belong to the proxy at every access but Admin: the stamp,
+// the limits, the read-only wall, and who the session is for PostgreSQL.
+var protectedSettings = map[string]bool{
+	"application_name":                    true,
+	"statement_timeout":                   true,
+	"idle_in_transaction_session_timeout": true,
+	"default_transaction_read_only":       true,
+	"transaction_read_only":               true,
+	"role":                                true,
+	"session_authorization":               true,
+	"session_replication_role":            true,
+}
+
+// identitySettings are the settings of ours that the server holds, for
+// triggers and logs: who the session is. They are set in the startup packet.
+var identitySettings = map[string]bool{"user": true, "node": true, "session": true}
+
+// settingNeeds returns the class of setting a value, and the least access for
+// it. Two settings decide how the server reads a text and are pinned for
+// everybody to the value that the parser knows. value is nil for a reset,
+// which returns to the proxy's own value.
+func settingNeeds(name string, value *string) (actClass, Access) {
+	switch {
+	case name == "client_encoding" && value != nil && !isUTF8(*value),
+		name == "standard_conforming_strings" && value != nil && !isOn(*value):
+		return actPinned, nobody
+	case protectedSettings[name], strings.HasPrefix(name, ownPrefix):
+		return actProtected, Admin
+	}
+	return actStatement, Read
+}
+
+// isUTF8 knows PostgreSQL's names for UTF-8: it ignores case and all signs.
+func isUTF8(encoding string) bool {
+	var b strings.Builder
+	for _, r := range strings.ToLower(encoding) {
+		if 'a' <= r && r <= 'z' || '0' <= r && r <= '9' {
+			b.WriteRune(r)
+		}
+	}
+	return b.String() == "utf8" || b.String() == "unicode"
+}
+
+// isOn knows PostgreSQL's words for true, which may be cut short.
+func isOn(value string) bool {
+	v := strings.ToLower(strings.TrimSpace(value))
+	return v == "on" || v == "1" || v != "" && (strings.HasPrefix("true", v) || strings.HasPrefix("yes", v))
+}
+
+// set judges SET and RESET, and those that stand inside a definition.
+func (c *classifier) set(n *pg.VariableSetStmt, kind string, at place) {
+	name := strings.ToLower(n.Name)
+	if at.top {
+		if c.st.Proxy = proxySetting(n, name); c.st.Proxy != nil {
+			c.statement(kind, Read, at)
+			return
+		}
+		c.statement(kind, Read, at)
+	}
+	switch n.Kind {
+	case pg.VariableSetKind_VAR_RESET_ALL:
+		c.add(act{Class: actResetAll, Needs: Admin, Name: "RESET ALL", Pos: -1})
+	case pg.VariableSetKind_VAR_SET_MULTI:
+		c.setTransaction(n)
+	case pg.VariableSetKind_VAR_SET_VALUE:
+		value := settingValue(n.Args)
+		c.setting(name, &value, -1)
+	default:
+		c.setting(name, nil, -1)
+	}
+}
+
+// setting adds the act of changing a setting, if it is one of those that not
+// everybody may change.
+func (c *classifier) setting(name string, value *string, pos int) {
+	if class, needs := settingNeeds(name, value); needs > Read {
+		c.add(act{Class: class, Needs: needs, Name: name, Pos: pos})
+	}
+}
+
+// proxySetting returns the proxy's own command that a SET or RESET is, nil if
+// it is the server's. The identity settings are the server's.
+func proxySetting(n *pg.VariableSetStmt, name string) *ProxyCommand {
+	own, ok := strings.CutPrefix(name, ownPrefix)
+	if !ok || identitySettings[own] {
+		return nil
+	}
+	if n.Kind == pg.VariableSetKind_VAR_SET_VALUE {
+		return &ProxyCommand{Verb: "SET", Name: own, Value: settingValue(n.Args), Local: n.IsLocal}
+	}
+	return &ProxyCommand{Verb: "RESET", Name: own, Local: n.IsLocal}
+}
+
+// show finds the SHOW commands that the proxy answers. The user and node are
+// the server's to show; the session's description is not.
+func (c *classifier) show(n *pg.VariableShowStmt) {
+	own, ok := strings.CutPrefix(strings.ToLower(n.Name), ownPrefix)
+	if ok && own != "user" && own != "node" {
+		c.st.Proxy = &ProxyCommand{Verb: "SHOW", Name: own}
+	}
+}
+
+// settingValue is the text of a SET's value, as SHOW would have it.
+func settingValue(args []*pg.Node) string {
+	values := make([]string, len(args))
+	for i, arg := range args {
+		values[i] = constantText(arg)
+	}
+	return strings.Join(values, ", ")
+}
+
+// constantText is the text of a literal; "" for anything else.
+func constantText(n *pg.Node) string {
+	switch n := unwrap(n).(type) {
+	case *pg.TypeCast: // SET TIME ZONE INTERVAL '1' HOUR
+		return constantText(n.Arg)
+	case *pg.A_Const:
+		switch v := n.Val.(type) {
+		case *pg.A_Const_Sval:
+			return v.Sval.Sval
+		case *pg.A_Const_Ival:
+			return strconv.Itoa(int(v.Ival.Ival))
+		case *pg.A_Const_Fval:
+			return v.Fval.Fval
+		case *pg.A_Const_Boolval:
+			return strconv.FormatBool(v.Boolval.Boolval)
+		}
+	}
+	return ""
+}
+
+// setTransaction judges SET TRANSACTION and SET SESSION CHARACTERISTICS: the
+// one changes this transaction, the other a protected setting.
+func (c *classifier) setTransaction(n *pg.VariableSetStmt) {
+	if n.Name != "SESSION CHARACTERISTICS" {
+		c.readWrite(n.Args)
+		return
+	}
+	for _, arg := range n.Args {
+		if e := arg.GetDefElem(); e.GetDefname() == "transaction_read_only" {
+			c.setting("default_transaction_read_only", nil, int(e.GetLocation()))
+		}
+	}
+}
+
+// transaction judges BEGIN, COMMIT and their kin, and notes what they do to
+// the block.
+func (c *classifier) transaction(n *pg.TransactionStmt) {
+	switch n.Kind {
+	case pg.TransactionStmtKind_TRANS_STMT_BEGIN, pg.TransactionStmtKind_TRANS_STMT_START:
+		c.st.Tx = TxBegin
+	case pg.TransactionStmtKind_TRANS_STMT_COMMIT:
+		c.st.Tx = TxCommit
+	case pg.TransactionStmtKind_TRANS_STMT_ROLLBACK:
+		c.st.Tx = TxRollback
+	default:
+		c.st.Tx = TxOther
+	}
+	c.readWrite(n.Options)
+	if n.Chain { // the next transaction is as writable as this one was
+		c.add(act{Class: actReadWrite, Needs: Write, Name: c.st.Kind + " AND CHAIN", Pos: -1})
+	}
+}
+
+// readWrite adds the act of making a transaction writable. Of several modes
+// PostgreSQL takes the last; one that says READ WRITE is enough here.
+func (c *classifier) readWrite(modes []*pg.Node) {
+	for _, mode := range modes {
+		e := mode.GetDefElem()
+		if e.GetDefname() == "transaction_read_only" && constantText(e.GetArg()) != "1" {
+			c.add(act{Class: actReadWrite, Needs: Write, Name: "READ WRITE", Pos: int(e.GetLocation())})
+			return
+		}
+	}
+}
+
+// setConfig judges set_config(name, value, is_local): as the SET that it is
+// where its arguments are constants, and otherwise as one of any setting.
+func (c *classifier) setConfig(n *pg.FuncCall, at place) {
+	if at.planned {
+		return
+	}
+	name, value, ok := setConfigArguments(n)
+	if !ok {
+		c.add(act{Class: actConfig, Needs: Admin, Name: "set_config", Pos: int(n.Location)})
+		return
+	}
+	name = strings.ToLower(name)
+	c.setting(name, value, int(n.Location))
+	c.st.facts.Configures = true
+}
+
+// setConfigArguments returns the constant arguments of a set_config call.
+func setConfigArguments(n *pg.FuncCall) (name string, value *string, ok bool) {
+	if len(n.Args) != 3 || n.FuncVariadic {
+		return "", nil, false
+	}
+	texts := make([]string, 2)
+	for i := range texts {
+		s := unwrapText(n.Args[i])
+		if s == nil {
+			return "", nil, false
+		}
+		texts[i] = *s
+	}
+	return texts[0], &texts[1], true
+}
+
+// unwrapText returns a string literal, with a cast to text at most.
+func unwrapText(n *pg.Node) *string {
+	switch n := unwrap(n).(type) {
+	case *pg.A_Const:
+		if s, ok := n.Val.(*pg.A_Const_Sval); ok && !n.Isnull {
+			return &s.Sval.Sval
+		}
+	case *pg.TypeCast:
+		if names := n.TypeName.GetNames(); len(names) > 0 && names[len(names)-1].GetString_().GetSval() == "text" {
+			return unwrapText(n.Arg)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,46 @@
+package worker
+
+import (
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// limit makes this process one that may die: it takes no more memory than it
+// was given, is the first that a machine short of memory ends, gives way to
+// others for the processor, and leaves no core file of what it was reading.
+func limit(maxMemory uint64) error {
+	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
+		return fmt.Errorf("limiting core files: %w", err)
+	}
+	// Both are favours to the other processes, which some machines forbid.
+	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0)
+	_ = syscall.Setpriority(syscall.PRIO_PROCESS, 0, 5)
+
+	used, err := virtualMemory()
+	if err != nil {
+		return err
+	}
+	bound := &syscall.Rlimit{Cur: used + maxMemory, Max: used + maxMemory}
+	if err := syscall.Setrlimit(syscall.RLIMIT_AS, bound); err != nil {
+		return fmt.Errorf("limiting memory: %w", err)
+	}
+	return nil
+}
+
+// virtualMemory is the size of this process's address space in bytes, which
+// is large in a Go program from the start.
+func virtualMemory() (uint64, error) {
+	data, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0, fmt.Errorf("reading own size: %w", err)
+	}
+	pages, _, _ := strings.Cut(string(data), " ")
+	n, err := strconv.ParseUint(pages, 10, 64)
+	if err != nil {
+		return 0, fmt.Errorf("reading own size: %w", err)
+	}
+	return n * uint64(os.Getpagesize()), nil
+}

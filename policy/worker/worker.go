@@ -1,0 +1,215 @@
+// Package worker runs a function in child processes of this same program, so
+// that a crash there, or a call that never ends, costs one answer and not the
+// process.
+//
+// The child is the program itself, started with Arg as its first argument;
+// Child tells it so, and Serve is what it then does instead of its own work. A
+// request is a byte string and so is its answer; each goes over a pipe behind
+// its length in four bytes. What the child does with the bytes is not this
+// package's business.
+package worker
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+)
+
+// Arg is the first argument of a child process.
+const Arg = "pgproxy-parser"
+
+// maxFrame bounds a request and an answer, in bytes.
+const maxFrame = 1 << 30
+
+// ErrClosed is returned by Do after Close.
+var ErrClosed = errors.New("worker pool is closed")
+
+// Pool is a fixed number of places for child processes. A process is started
+// when it is first needed and lives until it fails, is retired, or the pool is
+// closed. A Pool is safe for concurrent use.
+type Pool struct {
+	// MaxReuse is the largest request in bytes after which a process is kept:
+	// one that has read a larger text is ended, and its memory with it.
+	MaxReuse int
+
+	places chan *process // the idle places; nil stands for one without a process
+	closed chan struct{}
+}
+
+// New returns a pool of n places. It must be closed.
+func New(n, maxReuse int) *Pool {
+	p := &Pool{MaxReuse: maxReuse, places: make(chan *process, n), closed: make(chan struct{})}
+	for range n {
+		p.places <- nil
+	}
+	return p
+}
+
+// Do sends a request to a child process and returns its answer. It waits for a
+// free place; when ctx ends, so does the child, and Do returns. Any error but
+// ErrClosed and ctx's means that the child died of the request.
+func (p *Pool) Do(ctx context.Context, request []byte) ([]byte, error) {
+	child, err := p.take(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if child == nil {
+		if child, err = start(); err != nil {
+			p.places <- nil
+			return nil, err
+		}
+	}
+	answer, err := child.do(ctx, request)
+	if err != nil || len(request) > p.MaxReuse {
+		child.end()
+		child = nil
+	}
+	p.places <- child
+	if err != nil && ctx.Err() != nil {
+		err = ctx.Err()
+	}
+	return answer, err
+}
+
+func (p *Pool) take(ctx context.Context) (*process, error) {
+	select {
+	case <-p.closed:
+		return nil, ErrClosed
+	default:
+	}
+	select {
+	case child := <-p.places:
+		return child, nil
+	case <-p.closed:
+		return nil, ErrClosed
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// Close waits for the requests under way, ends all processes and waits for
+// them. It must be called once.
+func (p *Pool) Close() {
+	close(p.closed)
+	for range cap(p.places) {
+		if child := <-p.places; child != nil {
+			child.end()
+		}
+	}
+}
+
+// process is one running child. It is used by one Do at a time.
+type process struct {
+	cmd *exec.Cmd
+	in  io.WriteCloser
+	out io.ReadCloser
+}
+
+// start starts a child. It gets no environment: no password and no key of
+// this process can be found there.
+func start() (*process, error) {
+	cmd := exec.Command(executable(), Arg)
+	cmd.Env = []string{}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, fmt.Errorf("starting worker: %w", err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return nil, fmt.Errorf("starting worker: %w", err)
+	}
+	if err := cmd.Start(); err != nil {
+		return nil, fmt.Errorf("starting worker: %w", err)
+	}
+	return &process{cmd: cmd, in: in, out: out}, nil
+}
+
+// executable is this program, even where its file was replaced since.
+func executable() string {
+	const self = "/proc/self/exe"
+	if _, err := os.Stat(self); err == nil {
+		return self
+	}
+	path, err := os.Executable()
+	if err != nil {
+		return os.Args[0]
+	}
+	return path
+}
+
+// do sends one request and reads its answer. The end of ctx kills the child,
+// which ends both.
+func (c *process) do(ctx context.Context, request []byte) ([]byte, error) {
+	stop := context.AfterFunc(ctx, func() { _ = c.cmd.Process.Kill() })
+	defer stop()
+	if err := writeFrame(c.in, request); err != nil {
+		return nil, fmt.Errorf("asking worker: %w", err)
+	}
+	answer, err := readFrame(c.out)
+	if err != nil {
+		return nil, fmt.Errorf("reading worker's answer: %w", err)
+	}
+	if !stop() {
+		return nil, ctx.Err()
+	}
+	return answer, nil
+}
+
+// end kills the child and waits for it.
+func (c *process) end() {
+	_ = c.cmd.Process.Kill()
+	_ = c.cmd.Wait()
+}
+
+// Child reports whether this process is a child: then it must call Serve and
+// exit.
+func Child() bool { return len(os.Args) > 1 && os.Args[1] == Arg }
+
+// Serve answers requests until there are no more, which is when the parent
+// closed its end or died. maxMemory is how much memory in bytes the process
+// may take beyond what it has now; asking for more ends it.
+func Serve(maxMemory uint64, handle func([]byte) []byte) error {
+	if err := limit(maxMemory); err != nil {
+		return err
+	}
+	for {
+		request, err := readFrame(os.Stdin)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if err := writeFrame(os.Stdout, handle(request)); err != nil {
+			return err
+		}
+	}
+}
+
+func writeFrame(w io.Writer, body []byte) error {
+	if len(body) > maxFrame {
+		return fmt.Errorf("frame of %d bytes", len(body))
+	}
+	frame := make([]byte, 4, 4+len(body))
+	binary.BigEndian.PutUint32(frame, uint32(len(body)))
+	_, err := w.Write(append(frame, body...))
+	return err
+}
+
+func readFrame(r io.Reader) ([]byte, error) {
+	var header [4]byte
+	if _, err := io.ReadFull(r, header[:]); err != nil {
+		return nil, err
+	}
+	n := binary.BigEndian.Uint32(header[:])
+	if n > maxFrame {
+		return nil, fmt.Errorf("frame of %d bytes", n)
+	}
+	body := make([]byte, n)
+	_, err := io.ReadFull(r, body)
+	return body, err
+}

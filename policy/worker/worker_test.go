@@ -1,0 +1,127 @@
+package worker
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"os"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+)
+
+// TestMain makes this binary its own child: one that answers in capitals and
+// does as it is told.
+func TestMain(m *testing.M) {
+	if !Child() {
+		os.Exit(m.Run())
+	}
+	if err := Serve(256<<20, obey); err != nil {
+		os.Exit(1)
+	}
+}
+
+func obey(request []byte) []byte {
+	switch string(request) {
+	case "crash":
+		_ = syscall.Kill(os.Getpid(), syscall.SIGSEGV)
+		time.Sleep(time.Hour)
+	case "hang":
+		time.Sleep(time.Hour)
+	case "eat":
+		for n := 1 << 20; ; n *= 2 {
+			eaten = append(eaten, bytes.Repeat([]byte{1}, n))
+		}
+	case "environment":
+		return []byte(os.Getenv("PGPROXY_TEST_SECRET"))
+	}
+	return bytes.ToUpper(request)
+}
+
+var eaten [][]byte
+
+func newPool(t *testing.T) *Pool {
+	p := New(2, 1<<20)
+	t.Cleanup(p.Close)
+	return p
+}
+
+func ask(t *testing.T, p *Pool, request string) string {
+	t.Helper()
+	answer, err := p.Do(t.Context(), []byte(request))
+	if err != nil {
+		t.Fatalf("%.20s: %v", request, err)
+	}
+	return string(answer)
+}
+
+func TestDo(t *testing.T) {
+	p := newPool(t)
+	var wg sync.WaitGroup
+	for range 8 {
+		wg.Go(func() {
+			for range 20 {
+				if answer, err := p.Do(t.Context(), []byte("abc")); err != nil || string(answer) != "ABC" {
+					t.Errorf("%q, %v", answer, err)
+				}
+			}
+		})
+	}
+	wg.Wait()
+	if got := ask(t, p, ""); got != "" {
+		t.Errorf("%q", got)
+	}
+	large := string(bytes.Repeat([]byte("x"), 5<<20))
+	if got := ask(t, p, large); len(got) != len(large) || got[0] != 'X' {
+		t.Error("a large request is answered wrongly")
+	}
+}
+
+// TestDeath lets children die: the request fails, the next is answered.
+func TestDeath(t *testing.T) {
+	p := newPool(t)
+	for _, request := range []string{"crash", "eat", "crash", "crash"} {
+		if answer, err := p.Do(t.Context(), []byte(request)); err == nil {
+			t.Errorf("%s: %q", request, answer)
+		}
+		if got := ask(t, p, "abc"); got != "ABC" {
+			t.Errorf("%q", got)
+		}
+	}
+}
+
+// TestContext ends the waiting for an answer and, with every place taken, for
+// a place.
+func TestContext(t *testing.T) {
+	p := newPool(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond)
+	defer cancel()
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			if _, err := p.Do(ctx, []byte("hang")); !errors.Is(err, context.DeadlineExceeded) {
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	if got := ask(t, p, "abc"); got != "ABC" {
+		t.Errorf("%q", got)
+	}
+}
+
+func TestNoEnvironment(t *testing.T) {
+	t.Setenv("PGPROXY_TEST_SECRET", "secret")
+	if got := ask(t, newPool(t), "environment"); got != "" {
+		t.Errorf("the child sees %q", got)
+	}
+}
+
+func TestClosed(t *testing.T) {
+	p := New(1, 0)
+	p.Close()
+	if _, err := p.Do(t.Context(), nil); !errors.Is(err, ErrClosed) {
+		t.Error(err)
+	}
+}
