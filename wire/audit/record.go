@@ -1,0 +1,73 @@
+package audit
+
+import "time"
+
+// Event names what a record tells of.
+type Event string
+
+// The events, in the order a session meets them.
+const (
+	Connect    Event = "connect"    // session admitted, upstream ready
+	Refuse     Event = "refuse"     // connection refused
+	Query      Event = "query"      // before the statement is sent, or when it is denied
+	Result     Event = "result"     // the same session and seq, afterwards
+	Cancel     Event = "cancel"     // a cancel request, forwarded or dropped
+	Lift       Event = "lift"       // a cap or timeout changed, or a reason given
+	Tamper     Event = "tamper"     // a protected setting was seen changed
+	Disconnect Event = "disconnect" // why, how long, how much
+)
+
+// Record is one audit event: one JSON object on one line. Field names are
+// stable; fields may be added. Empty fields are left out, apart from those
+// that say something by being zero (pointers below).
+//
+// The Writer adds fields of its own. "sql_cut", with "sql_length" and
+// "sql_sha256" of the whole, marks a statement that was too long to keep.
+// "torn" counts bytes before the record that are no record, left by a crash.
+// "prev" and "hash" are the chain: see the package comment.
+type Record struct {
+	Time    time.Time `json:"time"`
+	Event   Event     `json:"event"`
+	Session string    `json:"session,omitempty"`
+	// Seq numbers the statements of a session from 1; a result bears its
+	// query's number.
+	Seq int64 `json:"seq,omitempty"`
+
+	// Who, from where.
+	User   string   `json:"user,omitempty"`
+	Node   string   `json:"node,omitempty"`
+	NodeID string   `json:"node_id,omitempty"`
+	Tags   []string `json:"tags,omitempty"`
+	Addr   string   `json:"addr,omitempty"`
+
+	// To what.
+	Database        string `json:"database,omitempty"`
+	Upstream        string `json:"upstream,omitempty"` // host:port, never credentials
+	UpstreamPID     uint32 `json:"upstream_pid,omitempty"`
+	ApplicationName string `json:"application_name,omitempty"` // the stamp
+	Client          string `json:"client,omitempty"`           // the client's own application_name
+	RequestedUser   string `json:"requested_user,omitempty"`
+	Reason          string `json:"reason,omitempty"` // pgproxy.reason, or why a session ended
+
+	// What was asked, and the verdict on it.
+	SQL         string   `json:"sql,omitempty"`
+	SQLRedacted bool     `json:"sql_redacted,omitempty"` // literals in sql were masked
+	Fingerprint string   `json:"fingerprint,omitempty"`  // the same for texts that differ in literals only
+	Kinds       []string `json:"kinds,omitempty"`
+	Verdict     string   `json:"verdict,omitempty"` // "allow" or "deny"
+	Rule        string   `json:"rule,omitempty"`
+
+	// What came of it.
+	Tag        string   `json:"tag,omitempty"` // the last CommandComplete
+	Rows       *int64   `json:"rows,omitempty"`
+	Bytes      *int64   `json:"bytes,omitempty"`
+	Affected   *int64   `json:"affected,omitempty"`
+	Truncated  bool     `json:"truncated,omitempty"`
+	DurationMS *float64 `json:"duration_ms,omitempty"`
+	SQLState   string   `json:"sqlstate,omitempty"`
+	Error      string   `json:"error,omitempty"`
+	TX         string   `json:"tx,omitempty"` // transaction status: I, T or E
+	Cancelled  bool     `json:"cancelled,omitempty"`
+	Tampered   string   `json:"tampered,omitempty"` // the setting that was seen changed
+	Statements *int64   `json:"statements,omitempty"`
+}
