@@ -1,0 +1,102 @@
+package wire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"pgproxy/policy"
+	"pgproxy/wire/audit"
+)
+
+// Viewer is somebody who looks at sessions from outside, and the rule in force
+// for them at this moment.
+type Viewer struct {
+	policy.Caller
+	Rule policy.Rule
+}
+
+// owns: everybody sees and ends their own.
+func (v Viewer) owns(user string) bool { return user != "" && user == v.Who() }
+
+// Sees reports whether the viewer may see the sessions and statements of a
+// user, who is named as in Info and Past.
+func (v Viewer) Sees(user string) bool { return v.owns(user) || v.Rule.MayObserve }
+
+// Ends reports whether the viewer may cancel the statements and end the
+// sessions of a user.
+func (v Viewer) Ends(user string) bool { return v.owns(user) || v.Rule.MayKill }
+
+// name tells the viewer to those who read the record.
+func (v Viewer) name() string {
+	if v.Node == "" {
+		return v.Who()
+	}
+	return v.Who() + " on " + v.Node
+}
+
+// Why an act did not happen.
+var (
+	ErrNoSession   = errors.New("there is no such session")
+	ErrNotRunning  = errors.New("the statement is not running any more")
+	ErrNotAllowed  = errors.New("other people's sessions need may_kill")
+	ErrUnrecorded  = errors.New("the audit record cannot be written")
+	ErrUndelivered = errors.New("the cancel request did not reach the upstream")
+)
+
+// Cancel cancels the statement of that number (Info.Seq), or whatever runs if
+// seq is 0, on a person's behalf. It returns when the upstream has taken the
+// cancel. Its record tells what came of it, as a Ctrl-C's does.
+func (srv *Server) Cancel(ctx context.Context, by Viewer, id string, seq int64) error {
+	s, err := srv.target(by, id)
+	if err != nil {
+		return err
+	}
+	return s.cancelStatement(ctx, seq, "statement cancelled by "+by.name())
+}
+
+// Kill ends a session on a person's behalf, which is recorded first. It does
+// not wait for the end.
+func (srv *Server) Kill(by Viewer, id string) error {
+	s, err := srv.target(by, id)
+	if err != nil {
+		return err
+	}
+	rec := s.newRecord(audit.Cancel)
+	rec.Reason, rec.Verdict = "session ended by "+by.name(), "allow"
+	if err := srv.write(rec); err != nil {
+		return fmt.Errorf("%w: %w", ErrUnrecorded, err)
+	}
+	e := fatal(codeAdminShutdown, "pgproxy: terminating connection due to administrator command", reasonKilled)
+	e.detail = "Ended by " + by.name() + "."
+	s.end(e)
+	return nil
+}
+
+// target finds the session that a viewer wants to act on. A refusal is
+// recorded.
+func (srv *Server) target(by Viewer, id string) (*session, error) {
+	s := srv.ready(id)
+	if s == nil {
+		return nil, ErrNoSession
+	}
+	if by.Ends(s.caller.Who()) {
+		return s, nil
+	}
+	srv.metrics.cancel("refused")
+	rec := s.newRecord(audit.Cancel)
+	rec.Reason, rec.Verdict, rec.Rule = by.name()+" wanted to act on this session", "deny", "may_kill"
+	rec.SQLState, rec.Error = codeInsufficientPriv, ErrNotAllowed.Error()
+	srv.record(rec)
+	return nil, ErrNotAllowed
+}
+
+// ready finds a session that Sessions would list.
+func (srv *Server) ready(id string) *session {
+	for _, s := range srv.live() {
+		if _, ok := s.info(); ok && s.id == id {
+			return s
+		}
+	}
+	return nil
+}

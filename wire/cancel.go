@@ -1,0 +1,149 @@
+package wire
+
+import (
+	"context"
+	"crypto/subtle"
+	"sync"
+	"time"
+
+	"pgproxy/policy"
+	"pgproxy/wire/audit"
+)
+
+// cancelKey is what a CancelRequest names its session by. It is the
+// upstream's own, handed on to the client unchanged.
+type cancelKey struct {
+	pid uint32
+	key string
+}
+
+// cancelKeys finds sessions by the keys they handed out. Several upstreams
+// may give the same pid, so the key counts too. Safe for concurrent use.
+type cancelKeys struct {
+	mu       sync.Mutex
+	sessions map[uint32][]*session // by pid
+}
+
+func (k *cancelKeys) add(s *session) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if k.sessions == nil {
+		k.sessions = make(map[uint32][]*session)
+	}
+	k.sessions[s.up.PID] = append(k.sessions[s.up.PID], s)
+}
+
+func (k *cancelKeys) remove(s *session) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	list := k.sessions[s.up.PID]
+	for i, other := range list {
+		if other == s {
+			list = append(list[:i:i], list[i+1:]...)
+			break
+		}
+	}
+	if len(list) == 0 {
+		delete(k.sessions, s.up.PID)
+	} else {
+		k.sessions[s.up.PID] = list
+	}
+}
+
+func (k *cancelKeys) find(key *cancelKey) *session {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	for _, s := range k.sessions[key.pid] {
+		if subtle.ConstantTimeCompare(s.up.Key, []byte(key.key)) == 1 {
+			return s
+		}
+	}
+	return nil
+}
+
+// cancelRequest serves a CancelRequest. Whatever comes of it the client gets
+// no byte; its connection stays open until the upstream has taken the cancel,
+// so that a client that waits for the end knows what it always knew. Only the
+// node that holds the session may cancel its statements, which leaves nothing
+// to guess for the holder of a stolen key.
+func (srv *Server) cancelRequest(ctx context.Context, caller policy.Caller, key *cancelKey) {
+	target := srv.keys.find(key)
+	if target == nil || !sameNode(caller, target.caller) {
+		srv.metrics.cancel("dropped")
+		srv.Logger.Info("cancel request dropped", "user", caller.Who(), "node", caller.Node, "addr", caller.Addr)
+		rec := &audit.Record{Time: time.Now(), Event: audit.Cancel, Verdict: "deny"}
+		rec.User, rec.Node, rec.NodeID, rec.Tags, rec.Addr = caller.Who(), caller.Node, caller.NodeID, caller.Tags, caller.Addr
+		srv.record(rec)
+		return
+	}
+	target.cancelStatement(ctx, 0, "user request")
+}
+
+func sameNode(a, b policy.Caller) bool {
+	return a.NodeID == b.NodeID && a.Node == b.Node && a.Who() == b.Who()
+}
+
+// cancelStatement cancels what the session is running, if anything, and waits
+// for the cancel's fate. A seq other than 0 says that it must be the statement
+// of that number. It is recorded either way.
+func (s *session) cancelStatement(ctx context.Context, seq int64, why string) error {
+	rec := s.newRecord(audit.Cancel)
+	rec.Reason = why
+	defer func() { s.srv.record(rec) }()
+
+	s.mu.Lock()
+	rec.Seq = s.seq
+	running := s.gate.running()
+	if seq != 0 && seq != s.seq {
+		s.mu.Unlock()
+		rec.Seq, rec.Verdict = seq, "allow"
+		s.srv.metrics.cancel("too late")
+		return ErrNotRunning
+	}
+	if s.phase == deciding || s.phase == assisting {
+		s.cancelled = true // the statement will not be sent
+		s.mu.Unlock()
+		rec.Cancelled, rec.Verdict = true, "allow"
+		s.srv.metrics.cancel("before it was sent")
+		return nil
+	}
+	s.mu.Unlock()
+	rec.Verdict = "allow"
+	if running == 0 {
+		rec.Seq = 0
+		s.srv.metrics.cancel("idle")
+		return ErrNotRunning
+	}
+	sent, err := s.gate.cancel(ctx, s.up, running)
+	rec.Cancelled = sent
+	switch {
+	case err != nil:
+		rec.Error = ErrUndelivered.Error()
+		s.log.Warn("cancel request", "err", err)
+		s.srv.metrics.cancel("failed")
+		return ErrUndelivered
+	case sent:
+		s.srv.metrics.cancel("sent")
+	default:
+		s.srv.metrics.cancel("coalesced")
+	}
+	return nil
+}
+
+// fireCancel cancels the given statement on the proxy's own account: a cap,
+// a timeout, a lost client, an end. It does not wait.
+func (s *session) fireCancel(number uint64) {
+	s.tasks.Go(func() {
+		if _, err := s.gate.cancel(context.WithoutCancel(s.ctx), s.up, number); err != nil {
+			s.log.Warn("cancelling a statement", "err", err)
+		}
+	})
+}
+
+// escalateAfter is how long a statement may ignore being cancelled. A cancel
+// may be swallowed (an exception handler in PL/pgSQL), so it is repeated on
+// the way.
+const (
+	cancelAgain   = 2 * time.Second
+	escalateAfter = 10 * time.Second
+)

@@ -1,0 +1,361 @@
+package wire
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"time"
+
+	"pgproxy/policy"
+)
+
+// Periods of a session's life that no flag sets.
+const (
+	// watchAfter is how long the session's goroutine waits on one side before
+	// somebody watches the other.
+	watchAfter = 200 * time.Millisecond
+	// timeoutGrace is how much later than the server the proxy's own clock
+	// ends a statement.
+	timeoutGrace = 2 * time.Second
+	// writeProgress is how long a client may leave a write waiting.
+	writeProgress = 60 * time.Second
+	// endGrace is how long a statement has to react when its session is to
+	// end, before the upstream connection is given up.
+	endGrace = 3 * time.Second
+)
+
+// past is a deadline that has gone by: setting it wakes a blocked read.
+var past = time.Unix(1, 0)
+
+// reasons that only the beginning and end of a session give.
+const (
+	reasonRefused reason = "refused"
+	reasonLimit   reason = "session limit"
+)
+
+// watch is a goroutine that reads the side that the session's goroutine is not
+// waiting on: the upstream while the session rests, for notices that come by
+// themselves; the client while a statement runs, for its end. Most waits are
+// too short to need one, and it costs nothing until one is long.
+type watch struct {
+	conn net.Conn
+	done chan struct{}
+}
+
+// startWatchLocked begins a watch that reads conn by running f.
+func (s *session) startWatchLocked(conn net.Conn, f func()) {
+	w := &watch{conn: conn, done: make(chan struct{})}
+	s.watch = w
+	s.tasks.Go(func() {
+		defer close(w.done)
+		f()
+	})
+}
+
+// enter moves the session's goroutine to another phase. When a watch was on it
+// is ended first, so that the side it read belongs to the goroutine again.
+func (s *session) enter(p phase) {
+	s.mu.Lock()
+	if s.status == 'I' {
+		s.txSince = time.Time{}
+	} else if s.shownStatus == 'I' {
+		s.txSince = s.since // it is the statement that has just ended that began it
+	}
+	s.phase, s.since, s.shownStatus = p, time.Now(), s.status
+	w := s.watch
+	s.watch = nil
+	s.mu.Unlock()
+	if w != nil {
+		w.conn.SetReadDeadline(past)
+		<-w.done
+		w.conn.SetReadDeadline(time.Time{})
+	}
+}
+
+// rest waits until the client has sent something. It returns why the session
+// ends, if it does.
+func (s *session) rest() *sessionError {
+	s.client.rest()
+	s.upstream.rest()
+	if e := s.endNow(); e != nil {
+		return e
+	}
+	s.enter(resting)
+	// An end that was settled between the two lines above has seen another
+	// phase and woken nobody.
+	if e := s.endNow(); e != nil {
+		s.enter(ending)
+		return e
+	}
+	err := s.client.fill(minBuffer)
+	s.enter(deciding)
+	if e := s.settled(); e != nil {
+		return e
+	}
+	if err != nil {
+		return clientEnded(err)
+	}
+	return nil
+}
+
+// endNow is why a session at rest is to end now, if it is. While the server
+// drains, that is so outside of a transaction.
+func (s *session) endNow() *sessionError {
+	if e := s.settled(); e != nil {
+		return e
+	}
+	if s.status == 'I' && s.srv.isDraining() {
+		return shutdownError()
+	}
+	return nil
+}
+
+func (s *session) settled() *sessionError {
+	if why := s.deadAs.Load(); why != nil {
+		return silent(*why, nil)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.ending
+}
+
+func clientEnded(err error) *sessionError {
+	switch {
+	case errors.Is(err, io.EOF):
+		return silent(reasonClient, nil)
+	case errors.Is(err, errMidMessage):
+		return silent(reasonClientLost, err)
+	}
+	return silent(reasonClientLost, err)
+}
+
+// end settles that the session is to end, and why: at once when it rests, and
+// otherwise by cancelling what it runs. The first reason stays.
+func (s *session) end(e *sessionError) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.endLocked(e)
+}
+
+func (s *session) endLocked(e *sessionError) {
+	if s.ending != nil {
+		return
+	}
+	s.ending, s.endingAt = e, time.Now()
+	switch s.phase {
+	case resting:
+		s.conn.SetReadDeadline(past)
+	case assisting, running:
+		s.fireCancel(s.gate.running())
+	}
+}
+
+// abort gives the upstream connection up, whatever it is doing, and whatever
+// the session waits for before it has one. The session's goroutine sees its
+// read fail, and ends with why unless something else was settled.
+func (s *session) abort(why *sessionError) {
+	s.stop()
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending == nil {
+		s.ending = why
+	}
+	s.abortLocked()
+}
+
+func (s *session) abortLocked() {
+	s.aborted = true
+	if s.up != nil {
+		s.up.Net.SetDeadline(past)
+	}
+}
+
+// markDead says that nothing more can be written to the client. What the
+// upstream still runs for it is cancelled, and its answer thrown away.
+func (s *session) markDead(why reason) {
+	if s.deadAs.CompareAndSwap(nil, &why) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		s.endLocked(silent(why, nil))
+	}
+}
+
+// tick looks after the session's clocks. It is called every tickInterval, and
+// never does anything slow.
+func (s *session) tick(now time.Time) {
+	if began := s.writing.Load(); began != 0 && now.UnixNano()-began > int64(writeProgress) {
+		s.markDead(reasonSlow)
+		s.conn.SetWriteDeadline(past)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch s.phase {
+	case resting:
+		s.tickResting(now)
+	case assisting, running:
+		s.tickRunning(now)
+	}
+}
+
+func (s *session) tickResting(now time.Time) {
+	rested := now.Sub(s.since)
+	if limit := s.srv.IdleTimeout; limit > 0 && rested > limit {
+		s.endLocked(fatal(codeIdleTimeout, fmt.Sprintf("pgproxy: terminating connection after %v without a statement", limit), reasonIdle).
+			withHint("The limit is -idle-timeout."))
+	}
+	if s.shownStatus == 'I' && s.srv.isDraining() {
+		s.endLocked(shutdownError())
+	}
+	if s.watch == nil && s.ending == nil && rested > watchAfter {
+		s.startWatchLocked(s.up.Net, s.watchUpstream)
+	}
+}
+
+func (s *session) tickRunning(now time.Time) {
+	if s.watch == nil && s.deadAs.Load() == nil && now.Sub(s.since) > watchAfter {
+		s.startWatchLocked(s.conn, s.watchClient)
+	}
+	c := &s.clock
+	if !s.expired.Load() && c.limit > 0 && now.Sub(c.began) > c.limit+timeoutGrace {
+		s.expired.Store(true)
+		s.endingAt = now
+	}
+	if !s.expired.Load() && s.ending == nil {
+		return
+	}
+	patience := escalateAfter
+	if s.ending != nil && s.deadAs.Load() == nil {
+		patience = endGrace // somebody waits for this end
+	}
+	if now.Sub(c.lastSent) > cancelAgain {
+		c.lastSent = now
+		s.fireCancel(s.gate.running())
+	}
+	if now.Sub(s.endingAt) > patience && !s.aborted {
+		s.terminateBackendLocked()
+	}
+}
+
+// terminateBackendLocked ends a backend that does not react to being
+// cancelled: closing the connection alone would leave it running. The process
+// number is its own for sure while the connection is open.
+func (s *session) terminateBackendLocked() {
+	s.aborted = true
+	s.tasks.Go(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), cancelTimeout)
+		defer cancel()
+		if err := s.terminateBackend(ctx); err != nil {
+			s.log.Warn("terminating the backend", "err", err)
+		}
+		s.abort(nil)
+	})
+}
+
+// watchClient reads the client while a statement runs, a buffer ahead and no
+// further. The end of its stream means that nobody waits for the result: a
+// client that only shuts down its sending side is taken for gone too, as by
+// PostgreSQL's own client_connection_check_interval.
+func (s *session) watchClient() {
+	for s.client.w-s.client.r < minBuffer {
+		if err := s.client.fill(2 * minBuffer); err != nil {
+			if !isDeadline(err) {
+				s.markDead(reasonClientLost)
+			}
+			return
+		}
+	}
+}
+
+// watchUpstream passes on what the upstream says by itself while the session
+// rests: notices, notifications, changed parameters, and its own end.
+func (s *session) watchUpstream() {
+	for {
+		if e := s.passIdle(); e != nil {
+			s.end(e)
+			return
+		}
+		if err := s.upstream.fill(minBuffer); err != nil {
+			if !isDeadline(err) {
+				s.end(s.upstreamEnded(err))
+			}
+			return
+		}
+	}
+}
+
+func isDeadline(err error) bool {
+	ne, ok := errors.AsType[net.Error](err)
+	return ok && ne.Timeout()
+}
+
+// upstreamEnded is the end of the session that a failed read from the upstream
+// means.
+func (s *session) upstreamEnded(err error) *sessionError {
+	s.mu.Lock()
+	ending, aborted, expired := s.ending, s.aborted, s.expired.Load()
+	s.mu.Unlock()
+	switch {
+	case ending != nil:
+		return ending
+	case aborted && expired:
+		return fatal(codeQueryCanceled, "pgproxy: the statement did not react to cancellation; its session was ended", reasonStuck)
+	}
+	e := fatal(codeConnectionFailure, "pgproxy: the connection to the upstream server was lost", reasonUpstream)
+	e.cause = err
+	return e
+}
+
+// Recheck asks anew who the callers of all sessions are and what they may do.
+// A narrower rule holds from the next statement on; no rule ends the session.
+// When nobody can say who a caller is because the answer itself fails
+// (lookup true), nothing changes. Main calls it whenever the tailnet or the
+// policy has changed.
+func (srv *Server) Recheck(ctx context.Context) {
+	for _, s := range srv.live() {
+		s.recheck(ctx)
+	}
+}
+
+func (s *session) recheck(ctx context.Context) {
+	caller, err := s.srv.WhoIs(ctx, addrOf(s.caller.Addr))
+	if err != nil && errors.Is(err, ErrUnavailable) {
+		s.log.Warn("who the caller is cannot be asked; going on with what was known", "err", err)
+		return
+	}
+	var rule policy.Rule
+	if err == nil && caller.Who() != s.caller.Who() {
+		err = fmt.Errorf("the caller is now %q", caller.Who())
+	}
+	if err == nil {
+		rule, err = s.srv.Rules(caller)
+	}
+	if err == nil && !rule.Serves(s.database) {
+		err = fmt.Errorf("database %q is no longer granted", s.database)
+	}
+	if err != nil {
+		e := fatal(codeAdminShutdown, "pgproxy: your access has ended", reasonRevoked)
+		if r, ok := errors.AsType[*policy.Refusal](err); ok {
+			e.detail, e.hint = r.Message, r.Hint
+		}
+		e.cause = err
+		s.log.Info("access ended", "err", err)
+		s.end(e)
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.base = rule
+	s.rule = s.lifts.Effective(rule)
+}
+
+// ErrUnavailable marks a WhoIs error that says nothing about the caller: the
+// lookup itself could not be done.
+var ErrUnavailable = errors.New("the tailnet cannot be asked")
+
+// addrOf makes an address out of its text, for asking WhoIs again.
+type addrOf string
+
+func (a addrOf) Network() string { return "tcp" }
+func (a addrOf) String() string  { return string(a) }

@@ -1,0 +1,540 @@
+package wire
+
+import (
+	"bytes"
+	"encoding/binary"
+	"net"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"pgproxy/policy"
+	"pgproxy/upstream/upstreamtest"
+	"pgproxy/wire/audit"
+)
+
+// wantLike runs a query and matches its whole answer.
+func (c *client) wantLike(sql, pattern string) {
+	c.t.Helper()
+	got := c.query(sql)
+	if !regexp.MustCompile("^" + pattern + "$").MatchString(got) {
+		c.t.Errorf("%s\n got %s\nwant %s", sql, got, pattern)
+	}
+}
+
+// holds requires what the database holds, in the words of one query.
+func holds(t *testing.T, sql, want string) {
+	t.Helper()
+	rows := upstreamtest.Shared(t).Exec(t, sql)
+	var lines []string
+	for _, row := range rows {
+		lines = append(lines, strings.Join(row, ","))
+	}
+	if got := strings.Join(lines, " "); got != want {
+		t.Errorf("the database holds %s, want %s (%s)", got, want, sql)
+	}
+}
+
+// capTables are made anew for each test: t has the ids 1 to 20, done is empty.
+const capTables = `
+DROP SCHEMA IF EXISTS caps CASCADE; CREATE SCHEMA caps AUTHORIZATION app; SET ROLE app;
+CREATE TABLE caps.t (id int PRIMARY KEY, n int NOT NULL DEFAULT 0, doc text);
+INSERT INTO caps.t SELECT generate_series(1, 20);
+CREATE TABLE caps.done (id int);
+CREATE TABLE caps.child (id int, t int REFERENCES caps.t ON DELETE CASCADE DEFERRABLE INITIALLY DEFERRED);
+CREATE FUNCTION caps.put(i int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN INSERT INTO caps.done VALUES (i); RETURN i; END $$;
+CREATE FUNCTION caps.shout(times int, size int) RETURNS text LANGUAGE plpgsql AS $$
+BEGIN FOR i IN 1..times LOOP RAISE NOTICE '%', repeat('x', size); END LOOP; RETURN 'done'; END $$;
+CREATE FUNCTION caps.fail(size int) RETURNS int LANGUAGE plpgsql AS $$
+BEGIN RAISE EXCEPTION '%', repeat('y', size) USING ERRCODE = 'P1234'; END $$;
+CREATE PROCEDURE caps.sum(INOUT a int, b int) LANGUAGE sql AS 'INSERT INTO caps.done VALUES ($1); SELECT $1 + $2';`
+
+func freshCaps(t *testing.T) { upstreamtest.Shared(t).Exec(t, capTables) }
+
+const (
+	truncated = `E\(54000 pgproxy: result truncated: max_rows is 3\)`
+	onlyThree = `N\(01000 pgproxy: only the first 3 rows of the result were sent: max_rows is 3; the statement itself was completed\)`
+	three     = `D\(1\) D\(2\) D\(3\) `
+)
+
+// TestRowCap takes every kind of statement that returns rows, and requires
+// that the database holds what the client was told: an error means that
+// nothing is known to have happened, a completion that it has.
+func TestRowCap(t *testing.T) {
+	all := func(r *policy.Rule) { r.MaxRows, r.Access = 3, policy.Admin }
+	cases := []struct{ name, before, sql, answer, check, holds string }{
+		{"below", "", "SELECT generate_series(1, 2)", `D\(1\) D\(2\) C\(SELECT 2\) Z\(I\)`, "", ""},
+		{"exactly", "", "SELECT generate_series(1, 3)", three + `C\(SELECT 3\) Z\(I\)`, "", ""},
+		{"completed before the cancel", "", "SELECT caps.put(i) FROM generate_series(1, 5) i",
+			three + `C\(SELECT [35]\) ` + truncated + ` Z\(I\)`, "", ""},
+		{"INSERT RETURNING", "", "INSERT INTO caps.done SELECT generate_series(1, 5) RETURNING id",
+			three + onlyThree + ` C\(INSERT 0 5\) Z\(I\)`, "SELECT count(*) FROM caps.done", "5"},
+		{"UPDATE RETURNING", "", "UPDATE caps.t SET n = 1 WHERE id < 6 RETURNING id",
+			three + onlyThree + ` C\(UPDATE 5\) Z\(I\)`, "SELECT count(*) FROM caps.t WHERE n = 1", "5"},
+		{"DELETE RETURNING", "", "DELETE FROM caps.t WHERE id < 6 RETURNING id",
+			three + onlyThree + ` C\(DELETE 5\) Z\(I\)`, "SELECT count(*) FROM caps.t", "15"},
+		{"writable CTE", "", "WITH w AS (UPDATE caps.t SET n = 1 WHERE id < 6 RETURNING id) SELECT id FROM w",
+			three + onlyThree + ` C\(SELECT 5\) Z\(I\)`, "SELECT count(*) FROM caps.t WHERE n = 1", "5"},
+		{"FETCH", "BEGIN; DECLARE c CURSOR FOR SELECT id FROM caps.t ORDER BY id", "FETCH 5 FROM c",
+			three + onlyThree + ` C\(FETCH 5\) Z\(T\)`, "", ""},
+		{"EXPLAIN", "", "EXPLAIN (COSTS off) SELECT id FROM caps.t GROUP BY id HAVING count(*) > 1 ORDER BY n LIMIT 1",
+			`D\(.*\) D\(.*\) D\(.*\) ` + onlyThree + ` C\(EXPLAIN\) Z\(I\)`, "", ""},
+		{"EXPLAIN ANALYZE", "", "EXPLAIN (ANALYZE) UPDATE caps.t SET n = 1 WHERE id < 6",
+			`D\(.*\) D\(.*\) D\(.*\) ` + onlyThree + ` C\(EXPLAIN\) Z\(I\)`, "SELECT count(*) FROM caps.t WHERE n = 1", "5"},
+		{"SHOW", "", "SHOW ALL", `D\(.*\) D\(.*\) D\(.*\) ` + onlyThree + ` C\(SHOW\) Z\(I\)`, "", ""},
+		{"EXECUTE", "PREPARE p AS UPDATE caps.t SET n = 1 WHERE id < $1 RETURNING id", "EXECUTE p (6)",
+			three + onlyThree + ` C\(UPDATE 5\) Z\(I\)`, "SELECT count(*) FROM caps.t WHERE n = 1", "5"},
+		{"CALL", "", "CALL caps.sum(1, 2)", `D\(3\) C\(CALL\) Z\(I\)`, "SELECT * FROM caps.done", "1"},
+		{"VALUES", "", "VALUES (1), (2), (3), (4)", three + `C\(SELECT [34]\) ` + truncated + ` Z\(I\)`, "", ""},
+		{"in a transaction", "BEGIN; INSERT INTO caps.done VALUES (1)", "SELECT generate_series(1, 5)",
+			three + `C\(SELECT [35]\) ` + truncated + ` Z\(E\)`, "SELECT count(*) FROM caps.done", "0"},
+		{"RETURNING in a transaction", "BEGIN", "UPDATE caps.t SET n = 1 WHERE id < 6 RETURNING id",
+			three + onlyThree + ` C\(UPDATE 5\) Z\(T\)`, "SELECT count(*) FROM caps.t WHERE n = 1", "0"},
+		{"the second of two", "", "SELECT 1; SELECT generate_series(1, 5)",
+			`D\(1\) C\(SELECT 1\) ` + three + `C\(SELECT [35]\) ` + truncated + ` Z\(I\)`, "", ""},
+		{"the first of two", "", "SELECT generate_series(1, 5); SELECT 2",
+			three + `C\(SELECT [35]\) ` + truncated + ` Z\(I\)`, "", ""},
+		{"beside a write", "", "SELECT generate_series(1, 5); UPDATE caps.t SET n = 1 WHERE id = 1",
+			three + onlyThree + ` C\(SELECT 5\) C\(UPDATE 1\) Z\(I\)`, "SELECT count(*) FROM caps.t WHERE n = 1", "1"},
+		{"each of two", "", "UPDATE caps.t SET n = 1 WHERE id < 6 RETURNING id; UPDATE caps.t SET n = 2 WHERE id < 5 RETURNING id",
+			three + onlyThree + ` C\(UPDATE 5\) ` + three + onlyThree + ` C\(UPDATE 4\) Z\(I\)`, "SELECT n, count(*) FROM caps.t GROUP BY 1 ORDER BY 1", "0,15 1,1 2,4"},
+		{"then an error", "", "UPDATE caps.t SET n = 1 WHERE id < 6 RETURNING id; SELECT 1/0",
+			three + onlyThree + ` C\(UPDATE 5\) E\(22012 division by zero\) Z\(I\)`, "SELECT count(*) FROM caps.t WHERE n = 1", "0"},
+	}
+	p := startProxy(t, withRule(all))
+	for _, tt := range cases {
+		t.Run(tt.name, func(t *testing.T) {
+			freshCaps(t)
+			c := p.login(t)
+			if tt.before != "" {
+				c.query(tt.before)
+			}
+			c.t = t
+			c.wantLike(tt.sql, tt.answer)
+			if tt.check != "" {
+				holds(t, tt.check, tt.holds)
+			}
+			c.query("ROLLBACK")
+			c.want("SELECT 'alive'", "D(alive) C(SELECT 1) Z(I)")
+		})
+	}
+}
+
+// TestRowCapCancels requires that a reading statement is stopped, not drained,
+// and that its completion tells whether its functions have had an effect.
+func TestRowCapCancels(t *testing.T) {
+	freshCaps(t)
+	p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxRows = 3 }))
+	c := p.login(t)
+	c.wantLike("SELECT i FROM generate_series(1, 100000000) i", three+`C\(SELECT 3\) `+truncated+` Z\(I\)`)
+	c.wantLike("SELECT caps.put(i) FROM generate_series(1, 10000000) i", three+`C\(SELECT 3\) `+truncated+` Z\(I\)`)
+	holds(t, "SELECT count(*) FROM caps.done", "0")
+	c.want("SELECT 'unharmed', pg_sleep(0.2)", "D(unharmed,) C(SELECT 1) Z(I)")
+
+	c.wantLike("SELECT caps.put(i) FROM generate_series(1, 5) i", three+`C\(SELECT 5\) `+truncated+` Z\(I\)`)
+	holds(t, "SELECT count(*) FROM caps.done", "5")
+
+	rec := p.records.await(t, "the last result", func(r audit.Record) bool { return r.Event == audit.Result && r.Seq == 4 })
+	if !rec.Truncated || *rec.Rows != 3 || rec.SQLState != codeLimitExceeded || rec.Tag != "SELECT 5" {
+		t.Errorf("record: %+v", rec)
+	}
+}
+
+// TestFetchBudget requires that a cursor's rows add up.
+func TestFetchBudget(t *testing.T) {
+	freshCaps(t)
+	p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxRows = 3 }))
+	c := p.login(t)
+	c.want("BEGIN; DECLARE c CURSOR FOR SELECT id FROM caps.t ORDER BY id", "C(BEGIN) C(DECLARE CURSOR) Z(T)")
+	c.want("FETCH 2 FROM c", "D(1) D(2) C(FETCH 2) Z(T)")
+	c.wantPart("FETCH 2 FROM c", "D(3) N(01000 pgproxy: only the first 1 row", "C(FETCH 2) Z(T)")
+	c.wantPart("FETCH 2 FROM c", "only the first 0 rows", "C(FETCH 2) Z(T)")
+	c.want("SELECT 7", "D(7) C(SELECT 1) Z(T)")
+	c.want("COMMIT", "C(COMMIT) Z(I)")
+	c.want("DECLARE h CURSOR WITH HOLD FOR SELECT id FROM caps.t ORDER BY id", "C(DECLARE CURSOR) Z(I)")
+	c.want("FETCH 3 FROM h", "D(1) D(2) D(3) C(FETCH 3) Z(I)")
+	c.wantPart("FETCH 1 FROM h", "only the first 0 rows", "C(FETCH 1) Z(I)")
+}
+
+// TestByteCap requires that the byte cap holds for everything that a statement
+// makes the server send.
+func TestByteCap(t *testing.T) {
+	freshCaps(t)
+	const limit = 100_000
+	p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxBytes = limit }))
+	for _, tt := range []struct{ name, sql, answer string }{
+		{"rows", "SELECT repeat('r', 30000) FROM generate_series(1, 1000)", `(D\(r+\) ){3}C\(SELECT 3\) E\(54000 pgproxy: result truncated: max_bytes is 100000\) Z\(I\)`},
+		{"one value", "SELECT string_agg('v', '') FROM generate_series(1, 200000)", `C\(SELECT [01]\) E\(54000 .*\) Z\(I\)`},
+		{"many notices", "SELECT caps.shout(100, 5000)", `(N\(00000 x+\) ){19}D\(done\) C\(SELECT 1\) Z\(I\)`},
+		{"a large notice", "SELECT caps.shout(1, 3000000)", `D\(done\) C\(SELECT 1\) Z\(I\)`},
+		{"a large error", "SELECT caps.fail(3000000)", `E\(P1234 y+ …\) Z\(I\)`},
+		{"an error of moderate size", "SELECT caps.fail(20000)", `E\(P1234 y+\) Z\(I\)`},
+		{"RETURNING", "UPDATE caps.t SET n = 1 WHERE id < 6 RETURNING repeat('r', 30000)", `(D\(r+\) ){3}N\(01000 .* max_bytes is 100000; the statement itself was completed\) C\(UPDATE 5\) Z\(I\)`},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			c := p.login(t)
+			c.t = t
+			c.send(appendQuery(nil, tt.sql))
+			var sent int
+			var words []string
+			for ready := false; !ready; {
+				f := c.next()
+				sent += len(f.body)
+				ready = f.typ == 'Z'
+				if f.typ != 'T' {
+					words = append(words, f.String())
+				}
+			}
+			got := strings.Join(words, " ")
+			if !regexp.MustCompile("^" + tt.answer + "$").MatchString(got) {
+				t.Errorf("got %.500s", got)
+			}
+			if sent > limit+1000 {
+				t.Errorf("%d bytes were sent", sent)
+			}
+			c.want("SELECT 'alive'", "D(alive) C(SELECT 1) Z(I)")
+		})
+	}
+}
+
+// TestAffectedCap takes every way of changing more rows than the cap, and
+// requires that the database holds what the client was told.
+func TestAffectedCap(t *testing.T) {
+	const refused = `E\(54000 pgproxy: the statement changed (\d+) rows, max_affected_rows is 5; it was rolled back\)`
+	changed := "SELECT count(*) FROM caps.t WHERE n <> 0"
+	cases := []struct{ name, sql, answer, check, holds string }{
+		{"below", "UPDATE caps.t SET n = 1 WHERE id < 3", `C\(UPDATE 2\) Z\(I\)`, changed, "2"},
+		{"exactly", "UPDATE caps.t SET n = 1 WHERE id <= 5", `C\(UPDATE 5\) Z\(I\)`, changed, "5"},
+		{"UPDATE", "UPDATE caps.t SET n = 1 WHERE id <= 6", refused + ` Z\(I\)`, changed, "0"},
+		{"DELETE", "DELETE FROM caps.t WHERE id > 0", refused + ` Z\(I\)`, "SELECT count(*) FROM caps.t", "20"},
+		{"INSERT", "INSERT INTO caps.done SELECT generate_series(1, 6)", refused + ` Z\(I\)`, "SELECT count(*) FROM caps.done", "0"},
+		{"MERGE", "MERGE INTO caps.t USING generate_series(1, 6) i ON t.id = i WHEN MATCHED AND true THEN UPDATE SET n = 1", refused + ` Z\(I\)`, changed, "0"},
+		{"RETURNING", "UPDATE caps.t SET n = 1 WHERE id <= 6 RETURNING id", `(D\(\d\) ){6}` + refused + ` Z\(I\)`, changed, "0"},
+		{"the first of two", "UPDATE caps.t SET n = 1 WHERE id <= 6; UPDATE caps.t SET n = 1 WHERE id = 1", refused + ` Z\(I\)`, changed, "0"},
+		{"the second of two", "UPDATE caps.t SET n = 1 WHERE id = 1; UPDATE caps.t SET n = 1 WHERE id <= 6", `C\(UPDATE 1\) ` + refused + ` Z\(I\)`, changed, "0"},
+		{"two below", "UPDATE caps.t SET n = 1 WHERE id <= 4; UPDATE caps.t SET n = 1 WHERE id > 16", `C\(UPDATE 4\) C\(UPDATE 4\) Z\(I\)`, changed, "8"},
+		{"behind a read", "SELECT 1; UPDATE caps.t SET n = 1 WHERE id <= 6", `D\(1\) C\(SELECT 1\) ` + refused + ` Z\(I\)`, changed, "0"},
+		{"before a read", "UPDATE caps.t SET n = 1 WHERE id <= 6; SELECT 1", refused + ` Z\(I\)`, changed, "0"},
+		{"writable CTE", "WITH w AS (UPDATE caps.t SET n = 1 WHERE id <= 6 RETURNING id) SELECT count(*) FROM w", `D\(6\) ` + refused + ` Z\(I\)`, changed, "0"},
+		{"writable CTE below", "WITH w AS (UPDATE caps.t SET n = 1 WHERE id <= 5 RETURNING id) SELECT count(*) FROM w", `D\(5\) C\(SELECT 1\) Z\(I\)`, changed, "5"},
+		{"two in one CTE", "WITH w AS (UPDATE caps.t SET n = 1 WHERE id <= 3 RETURNING id) INSERT INTO caps.done SELECT id FROM w", refused + ` Z\(I\)`, changed, "0"},
+		{"EXPLAIN ANALYZE", "EXPLAIN (ANALYZE, COSTS off, TIMING off, SUMMARY off) UPDATE caps.t SET n = 1 WHERE id <= 6", `(D\(.*\) )+` + refused + ` Z\(I\)`, changed, "0"},
+		{"a large value is one row", "WITH w AS (UPDATE caps.t SET doc = (SELECT string_agg(md5(i::text), '') FROM generate_series(1, 3000) i) WHERE id = 1 RETURNING id) SELECT id FROM w",
+			`D\(1\) C\(SELECT 1\) Z\(I\)`, "SELECT length(doc) FROM caps.t WHERE id = 1", "96000"},
+		{"cascades are not counted", "DELETE FROM caps.t WHERE id = 20", `C\(DELETE 1\) Z\(I\)`, "SELECT count(*) FROM caps.child", "0"},
+		{"deferred constraint", "INSERT INTO caps.child VALUES (1, 999)", `E\(23503 .*\) Z\(I\)`, "SELECT count(*) FROM caps.child WHERE t = 999", "0"},
+		{"deferred constraint and RETURNING", "INSERT INTO caps.child VALUES (1, 999) RETURNING id", `D\(1\) E\(23503 .*\) Z\(I\)`, "SELECT count(*) FROM caps.child WHERE t = 999", "0"},
+		{"own transaction", "BEGIN; UPDATE caps.t SET n = 1 WHERE id = 1; COMMIT", `C\(BEGIN\) C\(UPDATE 1\) C\(COMMIT\) Z\(I\)`, changed, "1"},
+		{"own transaction over", "BEGIN; UPDATE caps.t SET n = 1 WHERE id <= 6; COMMIT", `C\(BEGIN\) ` + refused + ` Z\(T\)`, changed, "0"},
+		{"own transaction and a writable CTE over", "BEGIN; WITH w AS (UPDATE caps.t SET n = 1 WHERE id <= 6 RETURNING id) SELECT count(*) FROM w; COMMIT", `C\(BEGIN\) D\(6\) ` + refused + ` Z\(T\)`, changed, "0"},
+		{"own transaction and a writable CTE", "BEGIN; WITH w AS (UPDATE caps.t SET n = 1 WHERE id <= 5 RETURNING id) SELECT count(*) FROM w; COMMIT", `C\(BEGIN\) D\(5\) C\(SELECT 1\) C\(COMMIT\) Z\(I\)`, changed, "5"},
+		{"own transaction fails at the end", "BEGIN; INSERT INTO caps.child VALUES (1, 999); COMMIT", `C\(BEGIN\) C\(INSERT 0 1\) E\(23503 .*\) Z\(I\)`, "SELECT count(*) FROM caps.child WHERE t = 999", "0"},
+		{"own transaction rolled back", "BEGIN; UPDATE caps.t SET n = 1 WHERE id = 1; ROLLBACK", `C\(BEGIN\) C\(UPDATE 1\) C\(ROLLBACK\) Z\(I\)`, changed, "0"},
+		{"a transaction that the message joins late", "UPDATE caps.t SET n = 1 WHERE id = 1; BEGIN; UPDATE caps.t SET n = 1 WHERE id = 2; ROLLBACK", `C\(UPDATE 1\) C\(BEGIN\) C\(UPDATE 1\) C\(ROLLBACK\) Z\(I\)`, changed, "0"},
+		{"two transactions", "BEGIN; UPDATE caps.t SET n = 1 WHERE id = 1; COMMIT; UPDATE caps.t SET n = 1 WHERE id <= 6", `C\(BEGIN\) C\(UPDATE 1\) C\(COMMIT\) ` + refused + ` Z\(I\)`, changed, "1"},
+		{"an error", "UPDATE caps.t SET n = 1 WHERE id = 1; SELECT 1/0", `C\(UPDATE 1\) E\(22012 .*\) Z\(I\)`, changed, "0"},
+		{"an error first", "SELECT 1/0; UPDATE caps.t SET n = 1 WHERE id = 1", `E\(22012 .*\) Z\(I\)`, changed, "0"},
+		{"a syntax error of the server's", "UPDATE caps.t SET nosuch = 1 WHERE id = 1", `E\(42703 .*\) Z\(I\)`, changed, "0"},
+		{"comments", "/* a */ UPDATE caps.t SET n = 1 WHERE id = 1 -- b", `C\(UPDATE 1\) Z\(I\)`, changed, "1"},
+		{"read only transaction", "BEGIN READ ONLY; UPDATE caps.t SET n = 1 WHERE id = 1; COMMIT", `C\(BEGIN\) E\(25006 .*\) Z\(E\)`, changed, "0"},
+		{"functions are not counted", "SELECT count(caps.put(i)) FROM generate_series(1, 6) i", `D\(6\) C\(SELECT 1\) Z\(I\)`, "SELECT count(*) FROM caps.done", "6"},
+	}
+	p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxAffectedRows = 5 }))
+	for _, tt := range cases {
+		t.Run(tt.name, func(t *testing.T) {
+			freshCaps(t)
+			upstreamtest.Shared(t).Exec(t, "INSERT INTO caps.child SELECT i, 20 FROM generate_series(1, 50) i")
+			c := p.login(t)
+			c.t = t
+			c.wantLike(tt.sql, tt.answer)
+			holds(t, tt.check, tt.holds)
+			c.query("ROLLBACK")
+			c.want("SELECT 'alive'", "D(alive) C(SELECT 1) Z(I)")
+		})
+	}
+}
+
+// TestAffectedCapInTransaction requires that a statement over the cap is taken
+// back, and nothing else of its transaction.
+func TestAffectedCapInTransaction(t *testing.T) {
+	freshCaps(t)
+	p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxAffectedRows, r.MayLift = 5, true }))
+	c := p.login(t)
+	const over = `E\(54000 pgproxy: the statement changed 6 rows, max_affected_rows is 5; it was rolled back\)`
+	c.want("BEGIN", "C(BEGIN) Z(T)")
+	c.want("UPDATE caps.t SET n = 1 WHERE id = 1", "C(UPDATE 1) Z(T)")
+	c.wantLike("UPDATE caps.t SET n = 2 WHERE id <= 6", over+` Z\(T\)`)
+	c.wantLike("WITH w AS (UPDATE caps.t SET n = 2 WHERE id <= 6 RETURNING 1) SELECT count(*) FROM w", `D\(6\) `+over+` Z\(T\)`)
+	c.want("SELECT n FROM caps.t WHERE id = 1", "D(1) C(SELECT 1) Z(T)")
+	c.wantLike("UPDATE caps.t SET n = 3 WHERE id = 3; DELETE FROM caps.t WHERE id <= 6", `C\(UPDATE 1\) `+over+` Z\(T\)`)
+	c.want("SELECT n FROM caps.t WHERE id = 3", "D(0) C(SELECT 1) Z(T)")
+	c.want("SAVEPOINT mine", "C(SAVEPOINT) Z(T)")
+	c.wantLike("DELETE FROM caps.t WHERE id <= 6", over+` Z\(T\)`)
+	c.want("ROLLBACK TO mine", "C(ROLLBACK) Z(T)")
+	c.wantPart("ROLLBACK TO SAVEPOINT "+guardSavepoint, "E(3B001", "Z(E)")
+	c.want("ROLLBACK TO mine", "C(ROLLBACK) Z(T)")
+	c.want("COMMIT", "C(COMMIT) Z(I)")
+	holds(t, "SELECT id, n FROM caps.t WHERE n <> 0", "1,1")
+
+	c.want("PREPARE p AS UPDATE caps.t SET n = 3 WHERE id <= $1", "C(PREPARE) Z(I)")
+	c.wantLike("EXECUTE p (6)", over+` Z\(I\)`)
+	c.want("EXECUTE p (5)", "C(UPDATE 5) Z(I)")
+	holds(t, "SELECT count(*) FROM caps.t WHERE n = 3", "5")
+
+	c.want("SET pgproxy.max_affected_rows = 6", "C(SET) Z(I)")
+	c.want("EXECUTE p (6)", "C(UPDATE 6) Z(I)")
+
+	rec := p.records.await(t, "a result that was rolled back", func(r audit.Record) bool {
+		return r.Event == audit.Result && r.SQLState == codeLimitExceeded
+	})
+	if rec.Affected != nil && *rec.Affected != 0 {
+		t.Errorf("the record says that %d rows were changed", *rec.Affected)
+	}
+}
+
+// TestAffectedCapUnguarded requires that a change which cannot be taken back
+// is told of.
+func TestAffectedCapUnguarded(t *testing.T) {
+	freshCaps(t)
+	p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxAffectedRows, r.Access = 5, policy.Admin }))
+	c := p.login(t)
+	c.wantLike("UPDATE caps.t SET n = 1 WHERE id <= 6; CALL caps.sum(1, 2)",
+		`N\(01000 pgproxy: the statement changed 6 rows, max_affected_rows is 5; it could not be rolled back\) C\(UPDATE 6\) D\(3\) C\(CALL\) Z\(I\)`)
+	holds(t, "SELECT count(*) FROM caps.t WHERE n = 1", "6")
+}
+
+// TestAffectedCapUncounted requires that a statement whose rows cannot be
+// counted does not run.
+func TestAffectedCapUncounted(t *testing.T) {
+	freshCaps(t)
+	pg := upstreamtest.Shared(t)
+	pg.Exec(t, "REVOKE SELECT ON pg_stat_xact_user_tables FROM public")
+	t.Cleanup(func() { pg.Exec(t, "GRANT SELECT ON pg_stat_xact_user_tables TO public") })
+	p := startProxy(t)
+	c := p.login(t)
+	const sql = "WITH w AS (UPDATE caps.t SET n = 1 WHERE id = 1 RETURNING id) SELECT id FROM w"
+	c.wantLike(sql, `E\(42501 permission denied for view pg_stat_xact_user_tables\) Z\(I\)`)
+	c.want("BEGIN", "C(BEGIN) Z(T)")
+	c.wantLike(sql, `E\(42501 .*\) Z\(E\)`)
+	c.want("ROLLBACK", "C(ROLLBACK) Z(I)")
+	holds(t, "SELECT count(*) FROM caps.t WHERE n = 1", "0")
+}
+
+// timeoutTables has functions that keep cancels to themselves.
+const timeoutTables = `
+DROP SCHEMA IF EXISTS times CASCADE; CREATE SCHEMA times AUTHORIZATION app; SET ROLE app;
+CREATE TABLE times.t (id int PRIMARY KEY, n int DEFAULT 0);
+INSERT INTO times.t SELECT generate_series(1, 3);
+CREATE FUNCTION times.deaf(seconds int, swallow int) RETURNS text LANGUAGE plpgsql AS $$
+DECLARE swallowed int := 0; began timestamptz := clock_timestamp();
+BEGIN
+  WHILE clock_timestamp() < began + make_interval(secs => seconds) LOOP
+    BEGIN PERFORM pg_sleep(60); EXCEPTION WHEN query_canceled THEN
+      swallowed := swallowed + 1;
+      IF swallowed > swallow THEN RAISE; END IF;
+    END;
+  END LOOP;
+  RETURN 'woke up';
+END $$;
+CREATE TABLE times.late (seconds int);
+CREATE FUNCTION times.late() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN RAISE NOTICE 'late'; PERFORM pg_sleep(NEW.seconds); RETURN NEW; END $$;
+CREATE CONSTRAINT TRIGGER late AFTER INSERT ON times.late DEFERRABLE INITIALLY DEFERRED
+FOR EACH ROW EXECUTE FUNCTION times.late();`
+
+// TestStatementTimeout ends statements by the server's clock, by the proxy's
+// where the server's was in vain, and by ending the backend where that was in
+// vain too.
+func TestStatementTimeout(t *testing.T) {
+	upstreamtest.Shared(t).Exec(t, timeoutTables)
+	p := startProxy(t, withRule(func(r *policy.Rule) { r.StatementTimeout = 200 * time.Millisecond }))
+	const timedOut = `E\(57014 canceling statement due to statement timeout \(pgproxy's statement_timeout is 200ms\)\)`
+
+	stuck := p.login(t)
+	stuck.send(appendQuery(nil, "SELECT times.deaf(60, 1000)")) // looked at below
+
+	c := p.login(t)
+	c.wantLike("SELECT pg_sleep(60)", timedOut+` Z\(I\)`)
+	c.wantLike("SELECT 1; SELECT pg_sleep(60); SELECT 2", `D\(1\) C\(SELECT 1\) `+timedOut+` Z\(I\)`)
+	c.wantLike("UPDATE times.t SET n = 1 WHERE id = 1; SELECT pg_sleep(60)", `C\(UPDATE 1\) `+timedOut+` Z\(I\)`)
+	holds(t, "SELECT sum(n) FROM times.t", "0")
+	c.want("INSERT INTO times.late VALUES (0)", "N(00000 late) C(INSERT 0 1) Z(I)")
+	c.wantLike("INSERT INTO times.late VALUES (60)", `N\(00000 late\) `+timedOut+` Z\(I\)`)
+	holds(t, "SELECT seconds FROM times.late", "0")
+	c.want("SELECT pg_sleep(0.15); SELECT pg_sleep(0.15)", "D() C(SELECT 1) D() C(SELECT 1) Z(I)")
+	c.want("BEGIN", "C(BEGIN) Z(T)")
+	c.wantLike("SELECT pg_sleep(60)", timedOut+` Z\(E\)`)
+	c.want("ROLLBACK", "C(ROLLBACK) Z(I)")
+	// Another timeout of the server's is not the proxy's.
+	c.want("SET lock_timeout = '50ms'", "C(SET) Z(I)")
+	other := p.login(t)
+	other.want("BEGIN; SELECT 1 FROM times.t WHERE id = 2 FOR UPDATE", "C(BEGIN) D(1) C(SELECT 1) Z(T)")
+	c.wantPart("SELECT 1 FROM times.t WHERE id = 2 FOR UPDATE", "E(55P03 canceling statement due to lock timeout) Z(I)")
+
+	deaf := p.login(t)
+	deaf.wantLike("SELECT times.deaf(60, 1)", timedOut+` Z\(I\)`)
+	deaf.want("SELECT 'unharmed', pg_sleep(0.15)", "D(unharmed,) C(SELECT 1) Z(I)")
+
+	if said := stuck.ended(); said != "E(57014 pgproxy: the statement did not react to cancellation; its session was ended)" {
+		t.Errorf("a statement that cannot be cancelled: %s", said)
+	}
+	rec := p.records.await(t, "the end of the stuck session", func(r audit.Record) bool {
+		return r.Event == audit.Disconnect && r.UpstreamPID == stuck.pid
+	})
+	if rec.Reason != string(reasonStuck) {
+		t.Errorf("reason %q", rec.Reason)
+	}
+	holds(t, "SELECT count(*) FROM pg_stat_activity WHERE pid = "+strconv.Itoa(int(stuck.pid)), "0")
+}
+
+// TestTimeoutOfSlowClient lets the proxy's clock run out while a client does
+// not read. It must hear that rows are missing, whether or not the server was
+// through with its statement.
+func TestTimeoutOfSlowClient(t *testing.T) {
+	pg := upstreamtest.Shared(t)
+	pg.Exec(t, timeoutTables+`CREATE TABLE times.wide AS SELECT i AS id, 0 AS n FROM generate_series(1, 500) i`)
+	p := startProxy(t, withRule(func(r *policy.Rule) {
+		r.StatementTimeout, r.MaxRows, r.MaxBytes, r.MaxAffectedRows = time.Second, 0, 0, 0
+	}))
+	const timedOut = `E\(57014 canceling statement due to statement timeout \(pgproxy's statement_timeout is 1s\)\) Z\(I\)`
+	statements := []struct {
+		sql   string
+		rows  int
+		rests []string // what may come after the rows
+	}{
+		{"SELECT repeat('x', 100000) FROM generate_series(1, 500)", 500, []string{timedOut}},
+		{"SELECT repeat('x', 100000) FROM generate_series(1, 80)", 80, []string{timedOut, `C\(SELECT 80\) ` + timedOut}},
+		{"UPDATE times.wide SET n = 1 WHERE true RETURNING repeat('x', 100000)", 500, []string{timedOut,
+			`N\(01000 pgproxy: only the first \d+ rows of the result were sent: statement_timeout is 1s; the statement itself was completed\) C\(UPDATE 500\) Z\(I\)`}},
+	}
+	var clients []*client
+	for _, st := range statements {
+		c := p.login(t)
+		c.conn.(*net.TCPConn).SetReadBuffer(4096)
+		c.send(appendQuery(nil, st.sql))
+		clients = append(clients, c)
+	}
+	for _, s := range p.live() {
+		for deadline := time.Now().Add(20 * time.Second); !s.expired.Load(); time.Sleep(10 * time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatal("the clock does not run out")
+			}
+		}
+	}
+	for i, st := range statements {
+		got := clients[i].pass()
+		rest := strings.TrimPrefix(got.rest, "T ")
+		if got.rows == int64(st.rows) && rest == "C(SELECT 80) Z(I)" {
+			continue // it all went into the sockets' buffers
+		}
+		if got.rows == int64(st.rows) || !slices.ContainsFunc(st.rests, func(r string) bool { return regexp.MustCompile("^" + r + "$").MatchString(rest) }) {
+			t.Errorf("%s\n%d rows, then %s", st.sql, got.rows, rest)
+		}
+		if strings.HasPrefix(st.sql, "UPDATE") {
+			want := "0"
+			if strings.Contains(rest, "C(UPDATE 500)") {
+				want = "500"
+			}
+			holds(t, "SELECT count(*) FROM times.wide WHERE n = 1", want)
+		}
+	}
+}
+
+// TestIdleTimeouts ends sessions that do nothing.
+func TestIdleTimeouts(t *testing.T) {
+	p := startProxy(t,
+		withRule(func(r *policy.Rule) { r.IdleInTransactionTimeout = 300 * time.Millisecond }),
+		func(srv *Server) { srv.IdleTimeout = 800 * time.Millisecond })
+	idle, open := p.login(t), p.login(t)
+	open.want("BEGIN", "C(BEGIN) Z(T)")
+	if said := open.ended(); !strings.HasPrefix(said, "E(25P03 terminating connection due to idle-in-transaction timeout)") {
+		t.Errorf("idle in a transaction: %s", said)
+	}
+	busy := p.login(t)
+	for range 3 {
+		busy.want("SELECT pg_sleep(0.4)", "D() C(SELECT 1) Z(I)")
+	}
+	if said := idle.ended(); said != "E(57P05 pgproxy: terminating connection after 800ms without a statement)" {
+		t.Errorf("idle: %s", said)
+	}
+	p.records.await(t, "the idle session's end", func(r audit.Record) bool {
+		return r.Event == audit.Disconnect && r.SQLState == codeIdleTimeout && r.Reason == string(reasonIdle)
+	})
+}
+
+// TestSessionLimits refuses sessions beyond the limits, and admits them again
+// when others have left.
+func TestSessionLimits(t *testing.T) {
+	p := startProxy(t, func(srv *Server) { srv.MaxSessions, srv.MaxSessionsPerUser = 3, 2 })
+	refused := func(from, want string) {
+		t.Helper()
+		c := p.dial(t, from)
+		c.send(startupPacket(protocol3, "user", "x"))
+		if said := c.ended(); said != "R "+want {
+			t.Errorf("from %s: %s, want %s", from, said, want)
+		}
+	}
+	leave := func(c *client) {
+		t.Helper()
+		c.send([]byte{'X', 0, 0, 0, 4})
+		c.ended()
+		p.records.await(t, "a disconnect", func(r audit.Record) bool {
+			return r.Event == audit.Disconnect && r.UpstreamPID == c.pid
+		})
+	}
+	a1, a2 := p.login(t), p.login(t)
+	refused("127.0.0.1", "E(53300 pgproxy: too many sessions for alice@example.com)")
+	p.loginFrom(t, "127.0.0.2")
+	refused("127.0.0.2", "E(53300 pgproxy: too many sessions)")
+	leave(a1)
+	awaitLive(t, p, 2)
+	p.loginFrom(t, "127.0.0.2").want("SELECT 1", "D(1) C(SELECT 1) Z(I)")
+	a2.want("SELECT 2", "D(2) C(SELECT 1) Z(I)")
+	rec := p.records.event(t, audit.Refuse)
+	if rec.SQLState != codeTooManyConnections || rec.User != alice.Login {
+		t.Errorf("record: %+v", rec)
+	}
+	// A cancel request needs no session.
+	p.cancel(t, "127.0.0.1", a2)
+	a2.want("SELECT 3", "D(3) C(SELECT 1) Z(I)")
+}
+
+// awaitLive waits until so many sessions count.
+func awaitLive(t *testing.T, p *proxy, n int) {
+	t.Helper()
+	for deadline := time.Now().Add(10 * time.Second); len(p.live()) != n; time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%d sessions are left, want %d", len(p.live()), n)
+		}
+	}
+}
+
+// TestStatementLength takes long statements, and refuses those that are too
+// long without taking them for several.
+func TestStatementLength(t *testing.T) {
+	p := startProxy(t)
+	c := p.login(t)
+	long := strings.Repeat("x", 1<<20)
+	if got := c.query("SELECT '" + long + "'"); got != "D("+long+") C(SELECT 1) Z(I)" {
+		t.Errorf("a literal of 1 MiB: %.200s", got)
+	}
+	// The body beyond the limit is itself made of messages.
+	body := bytes.Repeat(appendQuery(nil, "SELECT 'smuggled'"), maxStatement/20)
+	message := binary.BigEndian.AppendUint32([]byte{'Q'}, uint32(len(body)+4))
+	tooLong := "E(54001 pgproxy: a statement of " + strconv.Itoa(len(body)) + " bytes is too long) "
+	for _, status := range []string{"Z(I)", "Z(E)"} {
+		c.send(message)
+		c.send(body)
+		if got := c.answer(); got != tooLong+status {
+			t.Errorf("too long: %.200s", got)
+		}
+		if status == "Z(I)" {
+			c.want("SELECT 1", "D(1) C(SELECT 1) Z(I)")
+			c.want("BEGIN", "C(BEGIN) Z(T)")
+		}
+	}
+	c.want("ROLLBACK", "C(ROLLBACK) Z(I)")
+}

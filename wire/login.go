@@ -1,0 +1,220 @@
+package wire
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"pgproxy/policy"
+	"pgproxy/wire/audit"
+)
+
+// chooseDatabase settles which database the session is for. A client that
+// names none, or the one that libpq makes up from the user's name, gets the
+// default.
+func (s *session) chooseDatabase() *sessionError {
+	name := s.startup.database
+	if name == "" || name == s.startup.user {
+		name = s.srv.Database
+	}
+	served := name == s.srv.Database || slices.Contains(s.srv.Databases, name) || slices.Contains(s.srv.Databases, "*")
+	if !served || !s.rule.Serves(name) {
+		return fatal(codeInvalidCatalogName, fmt.Sprintf("pgproxy: database %q is not served", name), reasonRefused).
+			withHint(s.servedHint())
+	}
+	s.database = name
+	return nil
+}
+
+// servedHint lists the databases that this caller may ask for.
+func (s *session) servedHint() string {
+	names := append([]string{s.srv.Database}, s.srv.Databases...)
+	if slices.Contains(names, "*") && s.rule.Databases != nil {
+		names = append(names, s.rule.Databases...)
+	}
+	names = slices.DeleteFunc(names, func(n string) bool { return n == "*" || !s.rule.Serves(n) })
+	slices.Sort(names)
+	names = slices.Compact(names)
+	if len(names) == 0 {
+		return "No database is served to you."
+	}
+	return "Served to you: " + strings.Join(names, ", ") + "."
+}
+
+// parameters are the upstream connection's startup parameters: the caller's
+// stamp and identity, the rule's timeouts, and of the client's own settings
+// those that the same SET would be allowed to change. With them it returns the
+// rule they follow.
+func (s *session) parameters() (map[string]string, policy.Rule, *sessionError) {
+	s.stamp = Stamp(s.caller)
+	asked := slices.Clone(s.startup.settings)
+	options, e := parseOptions(s.startup.options)
+	if e != nil {
+		return nil, policy.Rule{}, e
+	}
+	theirs, e := s.admitSettings(append(asked, options...))
+	if e != nil {
+		return nil, policy.Rule{}, e
+	}
+	rule := s.inForce()
+	params := map[string]string{
+		"application_name":                    s.stamp,
+		"pgproxy.user":                        s.caller.Who(),
+		"pgproxy.node":                        s.caller.Node,
+		"pgproxy.session":                     s.id,
+		"statement_timeout":                   serverMillis(rule.StatementTimeout),
+		"idle_in_transaction_session_timeout": serverMillis(rule.IdleInTransactionTimeout),
+	}
+	if rule.Access == policy.Read {
+		params["default_transaction_read_only"] = "on"
+	}
+	_, s.ownTimeout = theirs["statement_timeout"]
+	maps.Copy(params, theirs)
+	return params, rule, nil
+}
+
+// serverMillis is a timeout as the server takes it: whole milliseconds, at
+// least one, since 0 means none there.
+func serverMillis(d time.Duration) string {
+	ms := d.Milliseconds()
+	if d > 0 {
+		ms = max(ms, 1)
+	}
+	return strconv.FormatInt(ms, 10)
+}
+
+// admitSettings judges settings given at connect as the SET of the same name
+// and value. Those of the proxy's own take effect here.
+func (s *session) admitSettings(asked []setting) (map[string]string, *sessionError) {
+	admitted := make(map[string]string, len(asked))
+	for _, a := range asked {
+		name := strings.ToLower(a.name)
+		if !utf8.ValidString(a.name) || !utf8.ValidString(a.value) {
+			return nil, fatal(codeBadEncoding, "pgproxy: a startup parameter is not valid UTF-8", reasonRefused)
+		}
+		if own, ok := strings.CutPrefix(name, "pgproxy."); ok {
+			if r := s.lift("SET", own, a.value); r != nil {
+				return nil, s.refusal(r)
+			}
+			continue
+		}
+		if name == "client_encoding" && isUTF8(a.value) {
+			continue // pinned upstream
+		}
+		if r := s.judgeSetting(a); r != nil {
+			e := s.refusal(r)
+			e.position = 0
+			return nil, e
+		}
+		admitted[name] = a.value
+	}
+	return admitted, nil
+}
+
+// isUTF8 reports whether a client_encoding can be had. SQL_ASCII is what a
+// client in the C locale asks for: it takes the bytes as they come, and they
+// come in UTF-8.
+func isUTF8(encoding string) bool {
+	var name strings.Builder
+	for _, r := range strings.ToLower(encoding) {
+		if r >= 'a' && r <= 'z' || r >= '0' && r <= '9' {
+			name.WriteRune(r)
+		}
+	}
+	switch name.String() {
+	case "utf8", "unicode", "sqlascii":
+		return true
+	}
+	return false
+}
+
+func (s *session) judgeSetting(a setting) *policy.Refusal {
+	parts := strings.Split(a.name, ".")
+	for i, part := range parts {
+		parts[i] = quoteIdent(part)
+	}
+	msg, err := s.srv.Judge.Parse(s.ctx, "SET "+strings.Join(parts, ".")+" TO "+quoteLiteral(a.value))
+	if err != nil {
+		return &policy.Refusal{Code: codeUndefinedObject, Message: fmt.Sprintf("unrecognized configuration parameter %q", a.name), Rule: "parse"}
+	}
+	rule := s.inForce()
+	d := policy.Decide(s.ctx, &rule, msg, &s.memory, nil)
+	if d.Refusal != nil {
+		r := *d.Refusal
+		if !strings.Contains(r.Message, a.name) {
+			r.Message += fmt.Sprintf(" (%s, given at connect)", a.name)
+		}
+		return &r
+	}
+	return nil
+}
+
+// appendWelcome appends all that stands between AuthenticationOk and the first
+// ReadyForQuery, inclusive.
+func (s *session) appendWelcome(dst []byte) []byte {
+	for _, n := range s.up.Notices {
+		if b, err := n.Encode(nil); err == nil {
+			dst = append(dst, b...)
+		}
+	}
+	if !s.srv.QuietLogin {
+		dst = s.notice().append(dst)
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.up.Params)) {
+		dst = appendParameter(dst, name, s.up.Params[name])
+	}
+	key := binary.BigEndian.AppendUint32(nil, s.up.PID)
+	dst = appendFrame(dst, 'K', append(key, s.up.Key...)...)
+	return appendReady(dst, s.status)
+}
+
+// notice tells the person where they are.
+func (s *session) notice() *sessionError {
+	where := s.up.Addr
+	if v := s.up.Params["server_version"]; v != "" {
+		where += fmt.Sprintf(" (PostgreSQL %s)", v)
+	}
+	device := ""
+	if s.caller.Node != "" {
+		device = " on " + s.caller.Node
+	}
+	rule := s.inForce()
+	return &sessionError{
+		severity: "NOTICE", code: "00000",
+		message: fmt.Sprintf("pgproxy: you are %s%s; database %s on %s", s.caller.Who(), device, s.database, where),
+		detail:  strings.Join(rule.Describe(), "; ") + ".",
+		hint:    fmt.Sprintf("Statements are recorded, under session %s. SHOW pgproxy.limits tells the limits.", s.id),
+	}
+}
+
+// lift changes one of the session's own settings, and records it. The settings
+// of the server that follow from it are put right before the next statement.
+func (s *session) lift(verb, name, value string) *policy.Refusal {
+	s.mu.Lock()
+	var r *policy.Refusal
+	if verb == "SET" {
+		r = s.lifts.Set(s.base, name, value)
+	} else {
+		r = s.lifts.Reset(name)
+	}
+	if r == nil {
+		s.rule = s.lifts.Effective(s.base)
+	}
+	s.mu.Unlock()
+	rec := s.newRecord(audit.Lift)
+	rec.Seq, rec.SQL = s.seq, verb+" pgproxy."+name
+	if verb == "SET" {
+		rec.SQL += " = " + quoteLiteral(value)
+	}
+	rec.Verdict = "allow"
+	if r != nil {
+		rec.Verdict, rec.SQLState, rec.Error, rec.Rule = "deny", r.Code, r.Message, r.Rule
+	}
+	s.srv.record(rec)
+	return r
+}

@@ -1,0 +1,151 @@
+package wire
+
+import (
+	"log/slog"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+const levelDebug = slog.LevelDebug
+
+// Info is one live session, as others may see it.
+type Info struct {
+	ID, User, Node, NodeID, Addr string
+	Database, Upstream           string
+	Client                       string // its own application_name
+	UpstreamPID                  uint32
+	Since                        time.Time
+	State                        string // "idle", "running", "idle in transaction", …
+	StateSince                   time.Time
+	TxSince                      time.Time // when the open transaction began; zero outside of one
+	SQL                          string    // the running statement, or the last one; redacted, cut
+	Seq                          int64     // its number
+	Statements, Rows, Bytes      int64
+	Reason                       string
+	Access                       string
+}
+
+// Sessions returns the live sessions, the oldest first.
+func (srv *Server) Sessions() []Info {
+	var list []Info
+	for _, s := range srv.live() {
+		if info, ok := s.info(); ok {
+			list = append(list, info)
+		}
+	}
+	slices.SortFunc(list, func(a, b Info) int {
+		if c := a.Since.Compare(b.Since); c != 0 {
+			return c
+		}
+		return strings.Compare(a.ID, b.ID)
+	})
+	return list
+}
+
+// info describes the session; ok is false before it is ready.
+func (s *session) info() (i Info, ok bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.phase == starting || s.phase == ending {
+		return i, false
+	}
+	return Info{
+		ID: s.id, User: s.caller.Who(), Node: s.caller.Node, NodeID: s.caller.NodeID, Addr: s.caller.Addr,
+		Database: s.database, Upstream: s.up.Addr, UpstreamPID: s.up.PID, Client: s.startup.client,
+		Since: s.began, State: s.stateLocked(), StateSince: s.since, TxSince: s.txSince, SQL: cut(s.sql, shownSQL), Seq: s.seq,
+		Statements: s.statements.Load(), Rows: s.rows.Load() + s.sentRows.Load(), Bytes: s.bytes.Load() + s.sentBytes.Load(),
+		Reason: s.lifts.Reason(), Access: s.rule.Access.String(),
+	}, true
+}
+
+// stateLocked is the state in pg_stat_activity's words.
+func (s *session) stateLocked() string {
+	switch {
+	case s.ending != nil:
+		return "ending"
+	case s.phase == running || s.phase == assisting:
+		return "active"
+	case s.shownStatus == 'T':
+		return "idle in transaction"
+	case s.shownStatus == 'E':
+		return "idle in transaction (aborted)"
+	}
+	return "idle"
+}
+
+var sessionColumns = []string{"session", "user", "node", "database", "state", "since", "state_age", "statements", "rows", "bytes", "statement"}
+
+// sessionRows are the live sessions that this one may see: its caller's own,
+// or all of them.
+func (s *session) sessionRows() [][]string {
+	s.mu.Lock()
+	viewer := Viewer{Caller: s.caller, Rule: s.rule}
+	s.mu.Unlock()
+	var rows [][]string
+	for _, i := range s.srv.Sessions() {
+		if !viewer.Sees(i.User) {
+			continue
+		}
+		rows = append(rows, []string{i.ID, i.User, i.Node, i.Database, i.State, i.Since.UTC().Format(time.RFC3339),
+			time.Since(i.StateSince).Round(time.Second).String(), itoa(i.Statements), itoa(i.Rows), itoa(i.Bytes), i.SQL})
+	}
+	return rows
+}
+
+// historySize is how many of the last statements are kept for looking at.
+const historySize = 500
+
+// Past is one statement that has ended, as others may see it.
+type Past struct {
+	Time                 time.Time
+	Session, User, Node  string
+	Database             string
+	Seq                  int64
+	SQL                  string // redacted, cut
+	Tag, SQLState, Error string
+	Denied, Truncated    bool
+	Rows, Bytes          int64
+	Took                 time.Duration
+}
+
+// history holds the last statements. Safe for concurrent use.
+type history struct {
+	mu   sync.Mutex
+	ring []Past
+	next int
+}
+
+func (h *history) add(p Past) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if len(h.ring) < historySize {
+		h.ring = append(h.ring, p)
+		return
+	}
+	h.ring[h.next] = p
+	h.next = (h.next + 1) % historySize
+}
+
+// History returns the last statements, the newest first.
+func (srv *Server) History() []Past {
+	h := &srv.history
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	list := append(slices.Clone(h.ring[h.next:]), h.ring[:h.next]...)
+	slices.Reverse(list)
+	return list
+}
+
+// shownSQL is how much of a statement is kept for looking at, in bytes.
+const shownSQL = 2 << 10
+
+// keep remembers a statement that has ended.
+func (s *session) keep(st *statement, o outcome) {
+	s.srv.history.add(Past{
+		Time: st.began, Session: s.id, User: s.caller.Who(), Node: s.caller.Node, Database: s.database, Seq: st.seq,
+		SQL: cut(st.shown, shownSQL), Tag: o.tag, SQLState: o.sqlstate, Error: o.failure, Denied: o.denied, Truncated: o.truncated,
+		Rows: o.rows, Bytes: o.bytes, Took: time.Since(st.began),
+	})
+}

@@ -1,0 +1,321 @@
+package wire
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"log/slog"
+	"net"
+	"sync"
+	"syscall"
+	"time"
+
+	"pgproxy/policy"
+	"pgproxy/upstream"
+	"pgproxy/wire/audit"
+)
+
+// ErrServerClosed is what Serve returns after Shutdown or Close.
+var ErrServerClosed = errors.New("wire: server closed")
+
+// Recorder takes audit records. A record that it does not take means that
+// what it tells of does not happen. Safe for concurrent use.
+type Recorder interface {
+	Write(*audit.Record) error
+}
+
+// Server owns all sessions between clients and upstreams. Its exported fields
+// are set before Serve and not changed afterwards.
+type Server struct {
+	// WhoIs says who is at a remote address. It is asked before a byte is
+	// read, and again when Recheck is called.
+	WhoIs func(ctx context.Context, remote net.Addr) (policy.Caller, error)
+	// Rules gives the rule in force for a caller, or a *policy.Refusal.
+	Rules func(policy.Caller) (policy.Rule, error)
+	// Dial opens one upstream connection for one session.
+	Dial func(ctx context.Context, req upstream.Request) (*upstream.Conn, error)
+	// Judge reads and judges statements.
+	Judge *policy.Judge
+	// Audit takes the records; Redaction says how much of a statement they,
+	// and people who look on, may see.
+	Audit     Recorder
+	Redaction policy.Redaction
+
+	// Database is what a client gets that names none; Databases are the names
+	// it may ask for, "*" being any.
+	Database  string
+	Databases []string
+
+	// TLS is offered to clients; nil = not offered. RequireTLS refuses
+	// sessions without it, though never their cancel requests.
+	TLS        *tls.Config
+	RequireTLS bool
+
+	// MaxSessions and MaxSessionsPerUser limit sessions; 0 = no limit.
+	MaxSessions, MaxSessionsPerUser int
+	// LoginTimeout is from accept to startup message, ConnectTimeout for the
+	// upstream in all, IdleTimeout for a session with no statement. 0 = none.
+	LoginTimeout, ConnectTimeout, IdleTimeout time.Duration
+	// QuietLogin leaves the NOTICE at login out.
+	QuietLogin bool
+
+	Logger *slog.Logger
+
+	keys    cancelKeys
+	metrics metrics
+	history history
+
+	// mu guards what follows. It is never held while a session's mu is
+	// wanted by its holder the other way round: server first, session second.
+	mu        sync.Mutex
+	listeners map[net.Listener]struct{}
+	conns     map[*session]net.Conn // accepted, from first to last
+	sessions  map[*session]struct{} // admitted
+	perUser   map[string]int
+	draining  bool
+	closed    bool
+
+	running sync.WaitGroup // a goroutine for every accepted connection
+}
+
+// Serve accepts connections on ln until Shutdown or Close, and closes it. It
+// always returns an error, ErrServerClosed after either of those.
+func (srv *Server) Serve(ln net.Listener) error {
+	if !srv.track(ln) {
+		ln.Close()
+		return ErrServerClosed
+	}
+	defer srv.untrack(ln)
+	ctx, cancel := context.WithCancel(context.Background())
+	var keeper sync.WaitGroup
+	keeper.Go(func() { srv.keep(ctx) })
+	defer keeper.Wait()
+	defer cancel()
+
+	for backoff := time.Duration(0); ; {
+		conn, err := ln.Accept()
+		if err == nil {
+			backoff = 0
+			srv.start(conn)
+			continue
+		}
+		srv.mu.Lock()
+		stopped := srv.closed
+		srv.mu.Unlock()
+		if stopped {
+			return ErrServerClosed
+		}
+		if !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) && !errors.Is(err, syscall.ECONNABORTED) {
+			return err
+		}
+		backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
+		srv.Logger.Warn("accept", "err", err, "retry_in", backoff)
+		time.Sleep(backoff)
+	}
+}
+
+func (srv *Server) track(ln net.Listener) bool {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	if srv.closed {
+		return false
+	}
+	if srv.listeners == nil {
+		srv.listeners = make(map[net.Listener]struct{})
+		srv.conns = make(map[*session]net.Conn)
+		srv.sessions = make(map[*session]struct{})
+		srv.perUser = make(map[string]int)
+	}
+	srv.metrics.init()
+	srv.listeners[ln] = struct{}{}
+	return true
+}
+
+func (srv *Server) untrack(ln net.Listener) {
+	ln.Close()
+	srv.mu.Lock()
+	delete(srv.listeners, ln)
+	srv.mu.Unlock()
+}
+
+// start gives an accepted connection its goroutine. Nothing slow happens
+// before: tsnet gives up an accepted connection after a second.
+func (srv *Server) start(conn net.Conn) {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	if srv.closed {
+		conn.Close()
+		return
+	}
+	s := newSession(srv, conn)
+	srv.conns[s] = conn
+	srv.running.Go(func() {
+		defer srv.forget(s)
+		s.run()
+	})
+}
+
+func (srv *Server) forget(s *session) {
+	srv.mu.Lock()
+	delete(srv.conns, s)
+	srv.mu.Unlock()
+}
+
+// tickInterval is how often running and resting sessions are looked at. It is
+// the resolution of every timeout, in exchange for which no statement sets a
+// timer.
+const tickInterval = 100 * time.Millisecond
+
+// keep looks after the sessions' clocks until ctx ends.
+func (srv *Server) keep(ctx context.Context) {
+	tick := time.NewTicker(tickInterval)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case now := <-tick.C:
+			for _, s := range srv.live() {
+				s.tick(now)
+			}
+		}
+	}
+}
+
+// live returns the admitted sessions.
+func (srv *Server) live() []*session {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	list := make([]*session, 0, len(srv.sessions))
+	for s := range srv.sessions {
+		list = append(list, s)
+	}
+	return list
+}
+
+// admit counts a session in, or says which limit it would break.
+func (srv *Server) admit(s *session) *sessionError {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	who := s.caller.Who()
+	switch {
+	case srv.draining:
+		return fatal(codeCannotConnectNow, "pgproxy: shutting down, no new sessions", reasonShutdown)
+	case srv.MaxSessions > 0 && len(srv.sessions) >= srv.MaxSessions:
+		return fatal(codeTooManyConnections, "pgproxy: too many sessions", reasonLimit).
+			withHint("The limit is " + count(int64(srv.MaxSessions), "session") + " in all. Try again when somebody has left.")
+	case srv.MaxSessionsPerUser > 0 && srv.perUser[who] >= srv.MaxSessionsPerUser:
+		return fatal(codeTooManyConnections, "pgproxy: too many sessions for "+who, reasonLimit).
+			withHint("The limit is " + count(int64(srv.MaxSessionsPerUser), "session") + " a user. Close one first.")
+	}
+	srv.sessions[s] = struct{}{}
+	srv.perUser[who]++
+	s.admitted = who
+	return nil
+}
+
+// dismiss counts a session out.
+func (srv *Server) dismiss(s *session) {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	delete(srv.sessions, s)
+	if srv.perUser[s.admitted]--; srv.perUser[s.admitted] == 0 {
+		delete(srv.perUser, s.admitted)
+	}
+}
+
+func (srv *Server) isDraining() bool {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	return srv.draining
+}
+
+// Draining reports whether Shutdown has begun.
+func (srv *Server) Draining() bool { return srv.isDraining() }
+
+// Full reports whether no further session would be admitted.
+func (srv *Server) Full() bool {
+	srv.mu.Lock()
+	defer srv.mu.Unlock()
+	return srv.MaxSessions > 0 && len(srv.sessions) >= srv.MaxSessions
+}
+
+// Shutdown lets sessions finish: new ones are refused, those at rest outside
+// of a transaction end at once, and the others when their statement and their
+// transaction are done. When ctx ends, running statements are cancelled and
+// all sessions end. Everybody is told 57P01. Cancel requests are served till
+// the last session has gone. Shutdown returns when that is so; the error is
+// ctx's if it had to hurry.
+func (srv *Server) Shutdown(ctx context.Context) error {
+	srv.mu.Lock()
+	srv.draining = true
+	srv.mu.Unlock()
+	for _, s := range srv.live() {
+		s.tick(time.Now())
+	}
+	srv.waitSessions(ctx)
+	err := ctx.Err()
+	for _, s := range srv.live() {
+		s.end(shutdownError())
+	}
+	grace, cancel := context.WithTimeout(context.Background(), endGrace+2*time.Second)
+	defer cancel()
+	srv.waitSessions(grace)
+	srv.Close()
+	return err
+}
+
+// waitSessions returns when the last session has gone or ctx has ended.
+func (srv *Server) waitSessions(ctx context.Context) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for len(srv.live()) > 0 {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+func shutdownError() *sessionError {
+	return fatal(codeAdminShutdown, "pgproxy: terminating connection because pgproxy is shutting down", reasonShutdown).
+		withHint("Connect again in a moment.")
+}
+
+// Close ends all at once: listeners, connections, sessions; and waits for
+// their goroutines.
+func (srv *Server) Close() error {
+	srv.mu.Lock()
+	srv.closed, srv.draining = true, true
+	for ln := range srv.listeners {
+		ln.Close()
+	}
+	sessions := make([]*session, 0, len(srv.conns))
+	for s, conn := range srv.conns {
+		conn.Close()
+		sessions = append(sessions, s)
+	}
+	srv.mu.Unlock()
+	for _, s := range sessions {
+		s.abort(shutdownError())
+	}
+	srv.running.Wait()
+	return nil
+}
+
+// record writes an audit record that nothing depends on: what it tells of has
+// happened. A failure is logged.
+func (srv *Server) record(rec *audit.Record) {
+	if err := srv.write(rec); err != nil {
+		srv.Logger.Error("audit record not written", "event", string(rec.Event), "session", rec.Session, "err", err)
+	}
+}
+
+// write writes an audit record. All of them pass here, to be timed.
+func (srv *Server) write(rec *audit.Record) error {
+	began := time.Now()
+	err := srv.Audit.Write(rec)
+	srv.metrics.recorded(time.Since(began), err)
+	return err
+}

@@ -1,0 +1,117 @@
+package status
+
+import (
+	"cmp"
+	"errors"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"time"
+
+	"pgproxy/wire"
+)
+
+// action is something that a person can do to a session, after being asked.
+type action struct {
+	Question, Yes string
+	Tells         string // what it means for the session
+	done          string // in outcomes
+}
+
+var acts = map[string]action{
+	"cancel": {"Cancel this statement?", "Yes, cancel the statement",
+		"The server is asked to stop the statement. The session goes on; an open transaction fails.", "cancelled"},
+	"end": {"End this session?", "Yes, end the session",
+		"What it runs is cancelled, an open transaction is rolled back, and the connection is closed.", "ended"},
+}
+
+// outcomes are what the page says after an act. The address carries the key
+// alone: nobody can make a link that puts words into our mouth.
+var outcomes = map[string]string{
+	"cancelled": "The server was asked to cancel the statement.",
+	"ended":     "The session is being ended.",
+	"late":      "There was nothing to cancel any more: the statement had ended.",
+	"gone":      "The session had already ended.",
+}
+
+// question is what the confirmation page shows.
+type question struct {
+	action
+	Page    *Page
+	Verb    string
+	ID      string
+	Session *session // nil for those who may end it and not see it
+}
+
+// ask shows what is about to be done, and to whom.
+func (p *Page) ask(w http.ResponseWriter, r *http.Request, v wire.Viewer, verb string) {
+	id := r.PathValue("id")
+	list := p.Server.Sessions()
+	i := slices.IndexFunc(list, func(i wire.Info) bool { return i.ID == id })
+	if i < 0 {
+		p.done(w, r, "gone")
+		return
+	}
+	q := question{action: acts[verb], Page: p, Verb: verb, ID: id}
+	if info := list[i]; v.Sees(info.User) {
+		q.Session = &session{Info: info, Own: info.User == v.Who(), Tone: tone(info.State), Now: time.Now()}
+	}
+	if !v.Ends(list[i].User) {
+		p.fail(w, http.StatusForbidden, wire.ErrNotAllowed)
+		return
+	}
+	if verb == "cancel" && q.Session != nil && !q.Session.Active() {
+		p.done(w, r, "late")
+		return
+	}
+	p.render(w, http.StatusOK, "ask", q)
+}
+
+// act does it. Whether it is allowed is decided anew, and recorded, by wire.
+func (p *Page) act(w http.ResponseWriter, r *http.Request, v wire.Viewer, verb string) {
+	id := r.PathValue("id")
+	var err error
+	if verb == "end" {
+		err = p.Server.Kill(v, id)
+	} else {
+		// The statement that the person has looked at, not its successor.
+		seq, parseErr := strconv.ParseInt(cmp.Or(r.PostFormValue("seq"), "0"), 10, 64)
+		if parseErr != nil || seq < 0 {
+			p.fail(w, http.StatusBadRequest, errors.New("seq is not a number of a statement"))
+			return
+		}
+		err = p.Server.Cancel(r.Context(), v, id, seq)
+	}
+	switch {
+	case errors.Is(err, wire.ErrNoSession):
+		p.done(w, r, "gone")
+	case errors.Is(err, wire.ErrNotRunning):
+		p.done(w, r, "late")
+	case errors.Is(err, wire.ErrNotAllowed):
+		p.fail(w, http.StatusForbidden, wire.ErrNotAllowed)
+	case errors.Is(err, wire.ErrUnrecorded):
+		// Its cause names files of this machine.
+		p.Logger.Error("status page: act not recorded, and so not done", "act", verb, "session", id, "user", v.Who(), "err", err)
+		p.fail(w, http.StatusServiceUnavailable, wire.ErrUnrecorded)
+	case err != nil:
+		p.fail(w, http.StatusBadGateway, err)
+	default:
+		p.done(w, r, acts[verb].done)
+	}
+}
+
+// done goes back to the page, which tells what came of it.
+func (p *Page) done(w http.ResponseWriter, r *http.Request, what string) {
+	http.Redirect(w, r, "/?"+url.Values{"done": {what}}.Encode(), http.StatusSeeOther)
+}
+
+// failure is a page that says why not.
+type failure struct {
+	Page *Page
+	Why  string
+}
+
+func (p *Page) fail(w http.ResponseWriter, status int, why error) {
+	p.render(w, status, "fail", failure{Page: p, Why: why.Error()})
+}
