@@ -1,0 +1,253 @@
+// Command demo shows pgproxy at work on one machine: a private tailnet with
+// two people in it, a PostgreSQL server with a small shop, and the pgproxy
+// binary between them. Nothing leaves loopback and nothing stays behind.
+//
+// psql can't speak to a tailnet inside a process, so each person has a port on
+// loopback: what connects there is, to the tailnet, on that person's device.
+//
+// On a terminal with psql it opens psql as the first person, and ends with it;
+// otherwise it prints what to type, shows the audit records as they come, and
+// stays until it is interrupted or terminated.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"time"
+
+	"pgproxy/node/nodetest"
+	"pgproxy/upstream/upstreamtest"
+	"pgproxy/wire/audit"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+)
+
+// capability is what the demo's grants are given by.
+const capability = "demo.example/cap/pgproxy"
+
+// startTimeout bounds all that has to be up before there is something to see;
+// most of it, the first time, is compiling.
+const startTimeout = 10 * time.Minute
+
+// person is somebody in the demo's tailnet.
+type person struct {
+	login, device string
+	port          int    // where the loopback ports to try begin
+	grant         string // as in a tailnet policy file
+	may           string // the same, in words
+}
+
+var people = []person{
+	{
+		login: "alice@example.com", device: "alice-laptop", port: 15432,
+		grant: `{"access": "write", "may_lift": true, "may_observe": true, "may_kill": true}`,
+		may:   "reads and writes, may raise the caps, sees and ends everybody's sessions",
+	},
+	{
+		login: "bob@example.com", device: "bob-phone", port: 15433,
+		grant: `{"access": "read", "max_rows": 100}`,
+		may:   "reads, 100 rows at a time",
+	},
+}
+
+func main() {
+	if err := run(); err != nil {
+		fmt.Fprintln(os.Stderr, "demo:", err)
+		os.Exit(1)
+	}
+}
+
+func run() error {
+	// "go run" does not pass a SIGTERM on; its death does.
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0); err != nil {
+		return err
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGHUP)
+	defer stop()
+	interrupt := make(chan os.Signal, 1)
+	signal.Notify(interrupt, os.Interrupt)
+
+	building, stopBuilding := context.WithTimeout(ctx, startTimeout)
+	defer stopBuilding()
+	ready := make(chan struct{})
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() { // Ctrl-C before there is anything to see gives up
+		select {
+		case <-interrupt:
+			stopBuilding()
+		case <-ready:
+		}
+	})
+	s, err := build(building)
+	close(ready)
+	if err != nil {
+		if building.Err() != nil && !errors.Is(building.Err(), context.DeadlineExceeded) {
+			return errors.New("interrupted")
+		}
+		return err
+	}
+	defer s.close()
+
+	s.introduce(os.Stdout)
+	psql, err := s.postgres.Psql()
+	if err == nil && term.IsTerminal(int(os.Stdin.Fd())) && term.IsTerminal(int(os.Stdout.Fd())) {
+		return s.openPsql(ctx, psql, interrupt)
+	}
+	return s.showRecords(ctx, os.Stdout, interrupt)
+}
+
+// stage is everything that runs.
+type stage struct {
+	dir      string
+	postgres *upstreamtest.Server
+	importer *importer
+	tailnet  *nodetest.Tailnet
+	proxy    *proxy
+	doors    []*door // one for each of people
+}
+
+// build sets the stage. On failure nothing is left of it.
+func build(ctx context.Context) (*stage, error) {
+	s := &stage{}
+	if err := s.set(ctx); err != nil {
+		s.close()
+		return nil, err
+	}
+	return s, nil
+}
+
+func (s *stage) set(ctx context.Context) (err error) {
+	if s.dir, err = os.MkdirTemp("", "pgproxy-demo-"); err != nil {
+		return err
+	}
+	fmt.Println("Building pgproxy, and starting a tailnet and a PostgreSQL server …")
+	binary := filepath.Join(s.dir, "pgproxy")
+	err = together(
+		func() error { return compile(ctx, binary) },
+		func() error { return s.startPostgres(ctx) },
+		func() error { return s.startTailnet(ctx) },
+	)
+	if err != nil {
+		return err
+	}
+	s.proxy, err = startProxy(ctx, binary, s)
+	return err
+}
+
+// together runs the steps at the same time, and returns what went wrong.
+func together(steps ...func() error) error {
+	errs := make([]error, len(steps))
+	var wg sync.WaitGroup
+	for i, step := range steps {
+		wg.Go(func() { errs[i] = step() })
+	}
+	wg.Wait()
+	return errors.Join(errs...)
+}
+
+func (s *stage) startPostgres(ctx context.Context) (err error) {
+	if s.postgres, err = upstreamtest.Run(ctx); err != nil {
+		return err
+	}
+	if err := loadShop(ctx, s.postgres); err != nil {
+		return err
+	}
+	s.importer, err = startImporter(ctx, s.postgres)
+	return err
+}
+
+func (s *stage) startTailnet(ctx context.Context) (err error) {
+	if s.tailnet, err = nodetest.Start(nodetest.Options{}); err != nil {
+		return err
+	}
+	for _, p := range people {
+		s.tailnet.Grant(p.login, capability, p.grant)
+		peer, err := s.tailnet.Join(ctx, nodetest.Device{Name: p.device, Login: p.login})
+		if err != nil {
+			return err
+		}
+		door, err := openDoor(p.port, peer)
+		if err != nil {
+			return err
+		}
+		s.doors = append(s.doors, door)
+	}
+	return nil
+}
+
+// close takes the stage down, in the order that lets each part end well.
+func (s *stage) close() {
+	for _, d := range s.doors {
+		d.close()
+	}
+	if s.proxy != nil {
+		s.proxy.stop()
+	}
+	var wg sync.WaitGroup
+	if s.tailnet != nil {
+		wg.Go(func() { s.tailnet.Close() })
+	}
+	if s.importer != nil {
+		s.importer.stop()
+	}
+	if s.postgres != nil {
+		wg.Go(func() { s.postgres.Stop() })
+	}
+	wg.Wait()
+	if s.dir != "" {
+		os.RemoveAll(s.dir)
+	}
+}
+
+// introduce says who is who, and what is worth a try.
+func (s *stage) introduce(w io.Writer) {
+	fmt.Fprintf(w, "\nPostgreSQL %s has a shop's database; %s stands before it, in a tailnet of its own.\n", s.postgres.Version, proxyName)
+	psql := pasteable(s.postgres)
+	for i, p := range people {
+		fmt.Fprintf(w, "\n%s on %s: %s.\n", p.login, p.device, p.may)
+		fmt.Fprintf(w, "    %s -h 127.0.0.1 -p %d -d %s\n", psql, s.doors[i].port, database)
+	}
+	fmt.Fprint(w, `
+Things to try:
+    SHOW pgproxy.session;                              who you are, and what you may do
+    \d+    SELECT * FROM stuck_orders;                 psql as ever
+    SELECT * FROM events;                              more rows than you will get
+    UPDATE orders SET status = 'paid';                 refused: no WHERE
+    UPDATE orders SET status = 'paid' WHERE id = 1337; not refused, for alice
+    UPDATE events SET handled = true WHERE id = 7;     waits for a lock: Ctrl-C ends it
+    SELECT * FROM who_blocks_whom;                     ... and the other person sees why
+`)
+	fmt.Fprintf(w, "\nAudit records:  %[1]s\nIn words:       %[2]s audit show -f %[1]s\nProxy's log:    %[3]s\n\n",
+		s.proxy.records, s.proxy.binary, s.proxy.log)
+}
+
+// showRecords prints the audit records in words as they come, until it is
+// interrupted or ctx is done.
+func (s *stage) showRecords(ctx context.Context, w io.Writer, interrupt <-chan os.Signal) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		defer stop()
+		select {
+		case <-ctx.Done():
+		case <-interrupt:
+		case <-s.proxy.exited:
+		}
+	})
+	fmt.Fprintln(w, "Until Ctrl-C, the audit records as they come:")
+	if err := audit.Command(ctx, []string{"show", "-f", s.proxy.records}, w, os.Stderr); err != nil {
+		return err
+	}
+	return s.proxy.failure()
+}
