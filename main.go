@@ -1,0 +1,1024 @@
+// Command pgproxy lets the people of a tailnet use a PostgreSQL database under
+// their own names: it joins the tailnet as a node, asks who is calling, stamps
+// the person into the session, keeps a record of every statement, and refuses
+// those that a tired person should not run on production.
+//
+//	pgproxy [flags]                           join the tailnet and serve
+//	pgproxy check [flags]                     read flags and policy, reach the upstream
+//	pgproxy explain [flags] [-as LOGIN] SQL   the verdict on a statement, without running it
+//	pgproxy audit show|verify [flags] FILE…   read and check audit records
+//	pgproxy version
+//
+// Run pgproxy -h for the flags.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/signal"
+	"runtime/debug"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"text/tabwriter"
+	"time"
+
+	"github.com/lmittmann/tint"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"golang.org/x/term"
+
+	"pgproxy/node"
+	"pgproxy/policy"
+	"pgproxy/upstream"
+	"pgproxy/wire"
+	"pgproxy/wire/audit"
+	"pgproxy/wire/certfile"
+	"pgproxy/wire/health"
+	"pgproxy/wire/status"
+)
+
+func main() {
+	args := os.Args[1:]
+	os.Args = os.Args[:1] // -upstream may hold a password, and debug pages show os.Args
+	err := run(context.Background(), args, os.Getenv, os.Stdout, os.Stderr)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "pgproxy: "+strings.ReplaceAll(err.Error(), "\n", "\npgproxy: "))
+		os.Exit(1)
+	}
+}
+
+// run is the program, from its arguments to its error. When ctx ends, a proxy
+// that serves drains as on SIGTERM.
+func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+	command := "serve"
+	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+		command, args = args[0], args[1:]
+	}
+	var do func(context.Context, *config, io.Writer, io.Writer) error
+	switch command {
+	case "serve":
+		do = serve
+	case "check":
+		do = check
+	case "explain":
+		do = explain
+	case "audit":
+		return audit.Command(ctx, args, stdout, stderr)
+	case "version":
+		_, err := fmt.Fprintln(stdout, version())
+		return err
+	default:
+		return fmt.Errorf("unknown command %q: it is check, explain, audit or version, and without one pgproxy serves", command)
+	}
+	c, err := parse(command, args, getenv)
+	if errors.Is(err, flag.ErrHelp) {
+		return c.printHelp(stdout)
+	}
+	if err != nil {
+		return err
+	}
+	return do(ctx, c, stdout, stderr)
+}
+
+// version names the build.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok {
+		return "pgproxy, built without module information"
+	}
+	v := "pgproxy " + info.Main.Version
+	for _, s := range info.Settings {
+		if s.Key == "vcs.revision" {
+			v += " (" + s.Value + ")"
+		}
+	}
+	return v + " " + info.GoVersion
+}
+
+// config is what flags and environment say.
+type config struct {
+	flags *flag.FlagSet
+	errs  []error // what is wrong with the values, as typed
+
+	hostname, stateDir, controlURL, authKeyFile string
+	port, debugPort                             int
+	advertiseTags                               []string
+	ephemeral                                   bool
+
+	devListen, devUser, devNode string
+	healthListen                string
+
+	upstreamDSN string
+	databases   []string
+	policyFile  string
+	capability  string
+
+	auditLog  string
+	auditSync audit.Sync
+	auditSQL  policy.Redaction
+
+	tls        string
+	requireTLS bool
+
+	maxSessions, maxSessionsPerUser                         int
+	connectTimeout, loginTimeout, idleTimeout, drainTimeout time.Duration
+	quietLogin                                              bool
+
+	logFormat, logLevel string
+
+	as  string // explain: whose verdict
+	sql string // explain: on what
+}
+
+// declare declares every flag: the one place for name, default and help, from
+// which the environment variable follows.
+func (c *config) declare(command string) {
+	fs := flag.NewFlagSet("pgproxy "+command, flag.ContinueOnError)
+	fs.SetOutput(io.Discard)
+	c.flags = fs
+
+	hostname, _ := os.Hostname() // without one, the device has no name
+
+	fs.StringVar(&c.hostname, "hostname", "pgproxy", "`name` in the tailnet")
+	fs.Var(number(&c.port, 5432, 1, 65535), "port", "tailnet `port` for clients")
+	fs.Var(number(&c.debugPort, 80, 0, 65535), "debug-port", "tailnet `port` for the status page and metrics; 0 = off")
+	fs.StringVar(&c.healthListen, "health-listen", "", "plain TCP `address` for /healthz, /readyz and /metrics, e.g. :8081; empty = off")
+	fs.StringVar(&c.stateDir, "state-dir", "", "`directory` of the tailnet node's state; empty = under the user's configuration directory")
+	fs.StringVar(&c.controlURL, "control-url", "", "`URL` of the coordination server; empty = Tailscale's")
+	fs.StringVar(&c.authKeyFile, "authkey-file", "", "`file` with the auth key; otherwise TS_AUTHKEY, TS_CLIENT_SECRET and the like")
+	fs.Var(list(&c.advertiseTags), "advertise-tags", "`tags` to ask for, comma-separated, e.g. tag:pgproxy")
+	fs.BoolVar(&c.ephemeral, "ephemeral", false, "let the tailnet forget the node when it is gone")
+	fs.StringVar(&c.devListen, "dev-listen", "", "serve this loopback `address` INSTEAD OF A TAILNET, to try things: everybody is -dev-user")
+	fs.StringVar(&c.devUser, "dev-user", "dev@localhost", "`login` of all callers of -dev-listen")
+	fs.StringVar(&c.devNode, "dev-node", hostname, "device `name` of all callers of -dev-listen")
+	fs.StringVar(&c.upstreamDSN, "upstream", "", "`connection string` of PostgreSQL, a URL or keywords; required. Its password may also come by PGPASSWORD or a pass file")
+	fs.Var(list(&c.databases), "databases", "database `names` that a client may ask for, comma-separated, * = any; empty = the connection string's")
+	fs.StringVar(&c.policyFile, "policy", "", "policy `file` (HuJSON); empty = built in: everybody may read and write, with limits")
+	fs.StringVar(&c.capability, "capability", "", "`name` of the app capability to read from tailnet grants, e.g. corp.example/cap/pgproxy")
+	fs.StringVar(&c.auditLog, "audit-log", "-", "`file` for audit records, - = stdout")
+	fs.Var(named(&c.auditSync, "interval", audit.ParseSync), "audit-sync", "`when` records are on disk: always = before a statement is sent, interval = within a second, never = when the kernel likes")
+	fs.Var(named(&c.auditSQL, "redacted", policy.ParseRedaction), "audit-sql", "`how` statements are recorded: full, redacted (without secrets), normalized (without any literal)")
+	fs.StringVar(&c.tls, "tls", "off", "TLS for clients: off, tailnet (certificate of the MagicDNS name), or `CERTFILE:KEYFILE`")
+	fs.BoolVar(&c.requireTLS, "require-tls", false, "refuse clients without TLS")
+	fs.Var(number(&c.maxSessions, 100, 0, 1<<20), "max-sessions", "`sessions` at a time; 0 = no limit")
+	fs.Var(number(&c.maxSessionsPerUser, 10, 0, 1<<20), "max-sessions-per-user", "`sessions` of one user at a time; 0 = no limit")
+	fs.Var(timeout(&c.connectTimeout, 10*time.Second, 1), "connect-timeout", "`time` for the upstream connection, all hosts together")
+	fs.Var(timeout(&c.loginTimeout, 30*time.Second, 1), "login-timeout", "`time` from accept to startup message")
+	fs.Var(timeout(&c.idleTimeout, 30*time.Minute, 0), "idle-timeout", "`time` that a session may do nothing; 0 = for ever")
+	fs.Var(timeout(&c.drainTimeout, 30*time.Second, 0), "drain-timeout", "`time` for statements and transactions to finish on SIGTERM; a second signal ends at once")
+	fs.BoolVar(&c.quietLogin, "quiet-login", false, "no NOTICE at login")
+	fs.Var(choice(&c.logFormat, "auto", "auto", "text", "json"), "log-format", "`format` of the log: text, json, auto = coloured on a terminal and JSON otherwise")
+	fs.Var(choice(&c.logLevel, "info", "debug", "info", "warn", "error"), "log-level", "lowest `level` that is logged: debug (with the tailnet's own chatter), info, warn, error")
+	if command == "explain" {
+		fs.StringVar(&c.as, "as", "", "`login` or tag to judge for; empty = somebody whom the policy does not name")
+	}
+	fs.VisitAll(func(f *flag.Flag) { f.Value = &collected{f.Value, "-" + f.Name, &c.errs} })
+}
+
+// environment names the variables that are not PGPROXY_ and the flag's name:
+// those that Tailscale's own programs read, and the connection string.
+var environment = map[string]string{
+	"hostname":       "TS_HOSTNAME",
+	"state-dir":      "TS_STATE_DIR",
+	"control-url":    "TS_CONTROL_URL",
+	"advertise-tags": "TS_ADVERTISE_TAGS",
+	"upstream":       "UPSTREAM_DSN",
+	"as":             "", // a question, not a setting
+}
+
+func variable(flagName string) string {
+	if name, ok := environment[flagName]; ok {
+		return name
+	}
+	return "PGPROXY_" + strings.ToUpper(strings.ReplaceAll(flagName, "-", "_"))
+}
+
+// parse reads flags, and the environment for those that are not given. What is
+// wrong with the values is left in errs, for load to tell together with what it
+// finds.
+func parse(command string, args []string, getenv func(string) string) (*config, error) {
+	c := new(config)
+	c.declare(command)
+	if err := c.flags.Parse(args); err != nil {
+		if !errors.Is(err, flag.ErrHelp) {
+			err = fmt.Errorf("%w; pgproxy -h lists the flags", err)
+		}
+		return c, err
+	}
+	given := make(map[string]bool)
+	c.flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	c.flags.VisitAll(func(f *flag.Flag) {
+		name := variable(f.Name)
+		if value := getenv(name); !given[f.Name] && value != "" {
+			f.Value.(*collected).name = name
+			f.Value.Set(value) // an error is in c.errs
+		}
+	})
+	switch rest := c.flags.Args(); {
+	case command == "explain" && len(rest) == 1:
+		c.sql = rest[0]
+	case command == "explain":
+		c.errs = append(c.errs, errors.New("explain wants one argument, the SQL"))
+	case len(rest) > 0:
+		c.errs = append(c.errs, fmt.Errorf("unexpected argument %q", rest[0]))
+	}
+	c.errs = append(c.errs, c.contradictions(command)...)
+	return c, nil
+}
+
+// contradictions are what is wrong with values that are each right alone.
+func (c *config) contradictions(command string) []error {
+	var errs []error
+	if c.upstreamDSN == "" && command != "explain" {
+		errs = append(errs, errors.New("-upstream is missing: the PostgreSQL to connect to, e.g. -upstream 'host=db.example.com user=app dbname=shop sslmode=verify-full', or UPSTREAM_DSN"))
+	}
+	if c.devListen != "" {
+		if err := loopbackOnly(c.devListen); err != nil {
+			errs = append(errs, fmt.Errorf("-dev-listen: %w", err))
+		}
+		if c.tls == "tailnet" {
+			errs = append(errs, errors.New("-tls tailnet: there is no tailnet with -dev-listen"))
+		}
+	}
+	if c.requireTLS && c.tls == "off" {
+		errs = append(errs, errors.New("-require-tls: there is no TLS to require with -tls off"))
+	}
+	for _, tag := range c.advertiseTags {
+		if !strings.HasPrefix(tag, "tag:") {
+			errs = append(errs, fmt.Errorf("-advertise-tags: %q does not begin with \"tag:\"", tag))
+		}
+	}
+	return errs
+}
+
+// loopbackOnly refuses an address that others could reach: whoever reaches
+// -dev-listen is let in.
+func loopbackOnly(address string) error {
+	host, _, err := net.SplitHostPort(address)
+	if err != nil {
+		return err
+	}
+	if ip, err := netip.ParseAddr(host); host == "localhost" || err == nil && ip.IsLoopback() {
+		return nil
+	}
+	return fmt.Errorf("%q is not a loopback address (127.0.0.1, [::1] or localhost), and whoever reaches it is let in", address)
+}
+
+// printHelp lists the flags with their variables and defaults.
+func (c *config) printHelp(w io.Writer) error {
+	var b strings.Builder
+	b.WriteString(`pgproxy [flags]                           join the tailnet and serve
+pgproxy check [flags]                     read flags and policy, reach the upstream, say what is in force
+pgproxy explain [flags] [-as LOGIN] SQL   the verdict on a statement, without running it
+pgproxy audit show|verify [flags] FILE…   read and check audit records
+pgproxy version
+
+Flags, each with its environment variable:
+`)
+	c.flags.VisitAll(func(f *flag.Flag) {
+		argument, usage := flag.UnquoteUsage(f)
+		fmt.Fprintf(&b, "\n  -%s", f.Name)
+		if argument != "" {
+			fmt.Fprintf(&b, " %s", strings.ReplaceAll(argument, " ", "-"))
+		}
+		if name := variable(f.Name); name != "" {
+			fmt.Fprintf(&b, "   %s", name)
+		}
+		fmt.Fprintf(&b, "\n        %s", usage)
+		if f.DefValue != "" {
+			fmt.Fprintf(&b, " (default %s)", f.DefValue)
+		}
+		b.WriteString("\n")
+	})
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// collected is a flag whose wrong values do not end the parsing: they are told
+// all at once.
+type collected struct {
+	flag.Value
+	name string // as typed: the flag, or the environment variable
+	errs *[]error
+}
+
+// Set never fails. It does not quote the value, which may be a secret in the
+// wrong place.
+func (v *collected) Set(s string) error {
+	if err := v.Value.Set(s); err != nil {
+		*v.errs = append(*v.errs, fmt.Errorf("%s: %w", v.name, err))
+	}
+	return nil
+}
+
+// String is called on the zero value, too, by package flag.
+func (v *collected) String() string {
+	if v.Value == nil {
+		return ""
+	}
+	return v.Value.String()
+}
+
+// IsBoolFlag lets package flag take -name for -name=true.
+func (v *collected) IsBoolFlag() bool {
+	b, ok := v.Value.(interface{ IsBoolFlag() bool })
+	return ok && b.IsBoolFlag()
+}
+
+// value is a flag.Value made of two functions.
+type value struct {
+	set  func(string) error
+	show func() string
+}
+
+func (v value) Set(s string) error { return v.set(s) }
+
+func (v value) String() string {
+	if v.show == nil {
+		return ""
+	}
+	return v.show()
+}
+
+func number(p *int, def, low, high int) flag.Value {
+	*p = def
+	return value{func(s string) error {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < low || n > high {
+			return fmt.Errorf("not a number from %d to %d", low, high)
+		}
+		*p = n
+		return nil
+	}, func() string { return strconv.Itoa(*p) }}
+}
+
+func timeout(p *time.Duration, def, low time.Duration) flag.Value {
+	*p = def
+	return value{func(s string) error {
+		d, err := time.ParseDuration(s)
+		if err != nil || d < low {
+			return errors.New("not a time such as 30s or 5m")
+		}
+		*p = d
+		return nil
+	}, func() string { return p.String() }}
+}
+
+func list(p *[]string) flag.Value {
+	return value{func(s string) error {
+		*p = nil
+		for item := range strings.SplitSeq(s, ",") {
+			if item = strings.TrimSpace(item); item != "" {
+				*p = append(*p, item)
+			}
+		}
+		return nil
+	}, func() string { return strings.Join(*p, ",") }}
+}
+
+// named is a value that its own package knows by a name.
+func named[T any](p *T, name string, parse func(string) (T, error)) flag.Value {
+	v := value{func(s string) (err error) {
+		if *p, err = parse(s); err == nil {
+			name = s
+		}
+		return err
+	}, func() string { return name }}
+	if err := v.set(name); err != nil {
+		panic(err) // the default is one of the names
+	}
+	return v
+}
+
+func choice(p *string, def string, choices ...string) flag.Value {
+	*p = def
+	return value{func(s string) error {
+		if !slices.Contains(choices, s) {
+			return fmt.Errorf("not one of %s", strings.Join(choices, ", "))
+		}
+		*p = s
+		return nil
+	}, func() string { return *p }}
+}
+
+// logger is where the operator reads what happens now. The audit records are
+// not its business.
+func (c *config) logger(w io.Writer) *slog.Logger {
+	var level slog.Level
+	if err := level.UnmarshalText([]byte(c.logLevel)); err != nil {
+		panic(err) // the flag allows slog's names only
+	}
+	options := &slog.HandlerOptions{Level: level, ReplaceAttr: plainDuration}
+	f, isFile := w.(*os.File)
+	switch {
+	case c.logFormat == "text":
+		return slog.New(slog.NewTextHandler(w, options))
+	case c.logFormat == "auto" && isFile && term.IsTerminal(int(f.Fd())):
+		return slog.New(tint.NewTextHandler(w, &tint.Options{Level: level, TimeFormat: time.TimeOnly}))
+	}
+	return slog.New(slog.NewJSONHandler(w, options))
+}
+
+// plainDuration has durations in JSON as people write them, not in nanoseconds.
+func plainDuration(_ []string, a slog.Attr) slog.Attr {
+	if a.Value.Kind() == slog.KindDuration {
+		a.Value = slog.StringValue(a.Value.Duration().String())
+	}
+	return a
+}
+
+// proxy is what the configuration leads to: files read, nothing started.
+type proxy struct {
+	*config
+	log      *slog.Logger
+	upstream *upstream.Config // nil for an explain without one
+	inForce  atomic.Pointer[inForce]
+	authKey  string
+	tls      *tls.Config // nil = off; without a certificate yet for -tls tailnet
+	unread   sync.Map    // text of grants that could not be read, each logged once
+}
+
+// inForce is the policy as it was read last.
+type inForce struct {
+	*policy.Policy
+	readLogin *upstream.Config // for those who may only read; nil = the one login
+}
+
+// load reads everything that the configuration names. Its error joins all that
+// is wrong, with flags and files alike; the proxy then has what could be read.
+func (c *config) load(log *slog.Logger) (*proxy, error) {
+	p := &proxy{config: c, log: log}
+	errs := c.errs
+	collect := func(name string, err error) {
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+		}
+	}
+	var err error
+	if c.upstreamDSN != "" {
+		p.upstream, err = upstream.ParseConfig(c.upstreamDSN)
+		collect("-upstream", err)
+	}
+	collect("-policy", p.readPolicy())
+	if c.authKeyFile != "" {
+		p.authKey, err = readSecret(c.authKeyFile)
+		collect("-authkey-file", err)
+	}
+	collect("-tls", p.readTLS())
+	return p, errors.Join(errs...)
+}
+
+func readSecret(file string) (string, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	secret := strings.TrimSpace(string(b))
+	if secret == "" {
+		return "", fmt.Errorf("%s is empty", file)
+	}
+	return secret, nil
+}
+
+// readPolicy puts the policy file in force, or leaves what was.
+func (p *proxy) readPolicy() error {
+	if p.policyFile == "" {
+		p.inForce.Store(&inForce{Policy: policy.Builtin()})
+		return nil
+	}
+	read, err := policy.LoadFile(p.policyFile)
+	if err != nil {
+		return err
+	}
+	next := &inForce{Policy: read}
+	if read.UpstreamRead != "" {
+		if next.readLogin, err = upstream.ParseConfig(read.UpstreamRead); err != nil {
+			return fmt.Errorf("upstream_read: %w", err)
+		}
+	}
+	p.inForce.Store(next)
+	return nil
+}
+
+func (p *proxy) readTLS() error {
+	switch p.config.tls {
+	case "off":
+		return nil
+	case "tailnet":
+		p.tls = &tls.Config{MinVersion: tls.VersionTLS12}
+		return nil
+	}
+	certFile, keyFile, ok := strings.Cut(p.config.tls, ":")
+	if !ok {
+		return fmt.Errorf("%q is not off, tailnet or CERTFILE:KEYFILE", p.config.tls)
+	}
+	pair, err := certfile.Load(certFile, keyFile, p.log)
+	if err != nil {
+		return err
+	}
+	p.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: pair.GetCertificate}
+	return nil
+}
+
+// rule is the rule in force for a caller. It says so in the log when a grant of
+// theirs cannot be read, and so gives nothing.
+func (p *proxy) rule(caller policy.Caller) (policy.Rule, error) {
+	_, unreadable := caller.ReadGrants()
+	for _, err := range unreadable {
+		if _, known := p.unread.LoadOrStore(caller.Who()+err.Error(), true); !known {
+			p.log.Warn("a grant cannot be read and gives nothing", "user", caller.Who(), "capability", p.capability, "err", err)
+		}
+	}
+	return p.inForce.Load().RuleFor(caller)
+}
+
+// dial opens a session's upstream connection. A session that may only read goes
+// to the login for that, where the policy names one.
+func (p *proxy) dial(ctx context.Context, req upstream.Request) (*upstream.Conn, error) {
+	login := p.upstream
+	if read := p.inForce.Load().readLogin; read != nil && req.Params["default_transaction_read_only"] == "on" {
+		login = read
+	}
+	return login.Dial(ctx, req)
+}
+
+// callerNamed is somebody by a login or by tags, on a device.
+func callerNamed(name, device string) policy.Caller {
+	if strings.HasPrefix(name, "tag:") {
+		return policy.Caller{Tags: strings.Split(name, ","), Node: device}
+	}
+	return policy.Caller{Login: name, Node: device}
+}
+
+// serve runs the proxy until ctx ends or a signal comes, and then drains it.
+func serve(ctx context.Context, c *config, _, stderr io.Writer) error {
+	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal is the system's to answer: it ends the process
+
+	log := c.logger(stderr)
+	p, err := c.load(log)
+	if err != nil {
+		return err
+	}
+	records, err := audit.Open(c.auditLog, audit.Options{Sync: c.auditSync, Logger: log})
+	if err != nil {
+		return err
+	}
+	defer records.Close()
+	judge, err := policy.NewJudge()
+	if err != nil {
+		return err
+	}
+	defer judge.Close()
+	place, err := p.join(ctx)
+	if err != nil {
+		return err
+	}
+	defer place.close()
+	srv := p.server(place, records, judge)
+	return p.run(ctx, srv, place, records)
+}
+
+// place is where clients come from: the tailnet, or this machine's loopback.
+type place struct {
+	whoIs   func(context.Context, net.Addr) (policy.Caller, error)
+	ready   func() error
+	watch   func(context.Context, func()) // returns when its context ends
+	clients net.Listener
+	debug   net.Listener // nil = off
+	names   []string     // in the DNS, for the status page
+	close   func()
+}
+
+// join joins the tailnet, or takes its place with -dev-listen.
+func (p *proxy) join(ctx context.Context) (*place, error) {
+	if p.devListen != "" {
+		return p.joinNobody()
+	}
+	n, err := node.Start(ctx, node.Config{
+		Hostname:      p.hostname,
+		StateDir:      p.stateDir,
+		ControlURL:    p.controlURL,
+		AuthKey:       p.authKey,
+		AdvertiseTags: p.advertiseTags,
+		Ephemeral:     p.ephemeral,
+		Capability:    p.capability,
+		Logger:        p.log,
+		Verbose:       p.logLevel == "debug",
+	})
+	if err != nil {
+		return nil, err
+	}
+	at, err := p.listen(n)
+	if err != nil {
+		n.Close()
+		return nil, err
+	}
+	return at, nil
+}
+
+// listen opens the node's ports, and fetches its certificate if clients are to
+// see one.
+func (p *proxy) listen(n *node.Node) (*place, error) {
+	name, _ := n.Names()
+	at := &place{whoIs: whoIsOf(n), ready: n.Ready, watch: n.Watch, names: []string{name}, close: func() { n.Close() }}
+	var err error
+	if p.config.tls == "tailnet" {
+		if _, err := n.GetCertificate(nil); err != nil {
+			return nil, err
+		}
+		p.tls.GetCertificate = n.GetCertificate
+	}
+	if at.clients, err = n.Listen(p.port); err != nil {
+		return nil, err
+	}
+	if p.debugPort != 0 {
+		at.debug, err = n.Listen(p.debugPort)
+	}
+	return at, err
+}
+
+// whoIsOf marks the failures that say nothing about the caller, so that live
+// sessions go on with what was known.
+func whoIsOf(n *node.Node) func(context.Context, net.Addr) (policy.Caller, error) {
+	return func(ctx context.Context, remote net.Addr) (policy.Caller, error) {
+		caller, err := n.WhoIs(ctx, remote)
+		if err != nil && !errors.Is(err, node.ErrNobody) {
+			err = fmt.Errorf("%w: %w", wire.ErrUnavailable, err)
+		}
+		return caller, err
+	}
+}
+
+// joinNobody serves loopback, where everybody is -dev-user.
+func (p *proxy) joinNobody() (*place, error) {
+	ln, err := net.Listen("tcp", p.devListen)
+	if err != nil {
+		return nil, fmt.Errorf("-dev-listen: %w", err)
+	}
+	if err := loopbackOnly(ln.Addr().String()); err != nil { // what "localhost" came out as
+		ln.Close()
+		return nil, fmt.Errorf("-dev-listen: %w", err)
+	}
+	p.log.Warn("DEVELOPMENT MODE: NO TAILNET, NO IDENTITY. Whoever reaches this address is let in as one user",
+		"address", ln.Addr().String(), "user", p.devUser, "node", p.devNode)
+	return &place{
+		whoIs: func(_ context.Context, remote net.Addr) (policy.Caller, error) {
+			caller := callerNamed(p.devUser, p.devNode)
+			caller.Addr = remote.String()
+			return caller, nil
+		},
+		ready:   func() error { return nil },
+		watch:   func(ctx context.Context, _ func()) { <-ctx.Done() },
+		clients: ln,
+		debug:   p.listenDebug(ln),
+		close:   func() {},
+	}, nil
+}
+
+// listenDebug opens the port of the status page beside the clients' port, where
+// there is no tailnet. The default, 80, is not everybody's to open, and no
+// reason not to try the rest.
+func (p *proxy) listenDebug(clients net.Listener) net.Listener {
+	if p.debugPort == 0 {
+		return nil
+	}
+	host, _, _ := net.SplitHostPort(clients.Addr().String()) // it comes from a listener
+	ln, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(p.debugPort)))
+	if err != nil {
+		p.log.Info("no status page; -debug-port with a free port above 1023 gives one", "err", err)
+		return nil
+	}
+	return ln
+}
+
+func (p *proxy) server(at *place, records *audit.Writer, judge *policy.Judge) *wire.Server {
+	return &wire.Server{
+		WhoIs:              at.whoIs,
+		Rules:              p.rule,
+		Dial:               p.dial,
+		Judge:              judge,
+		Audit:              records,
+		Redaction:          p.auditSQL,
+		Database:           p.upstream.Database(),
+		Databases:          p.databases,
+		TLS:                p.tls,
+		RequireTLS:         p.requireTLS,
+		MaxSessions:        p.maxSessions,
+		MaxSessionsPerUser: p.maxSessionsPerUser,
+		LoginTimeout:       p.loginTimeout,
+		ConnectTimeout:     p.connectTimeout,
+		IdleTimeout:        p.idleTimeout,
+		QuietLogin:         p.quietLogin,
+		Logger:             p.log,
+	}
+}
+
+// run serves until ctx ends, then drains. It waits for all that it starts.
+func (p *proxy) run(ctx context.Context, srv *wire.Server, at *place, records *audit.Writer) error {
+	background, cancel := context.WithCancel(context.Background()) // outlives ctx by the drain
+	var tasks sync.WaitGroup
+	defer tasks.Wait()
+	defer cancel()
+
+	if err := p.serveHTTPs(background, &tasks, srv, at, records); err != nil {
+		return err
+	}
+	hangups := make(chan os.Signal, 1)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	tasks.Go(func() { p.reload(background, hangups, srv, records) })
+	tasks.Go(func() { at.watch(background, func() { srv.Recheck(background) }) })
+
+	served := make(chan error, 1)
+	tasks.Go(func() { served <- srv.Serve(at.clients) })
+	p.log.Info("serving", "address", at.clients.Addr().String(), "upstream", p.upstream.Describe(), "version", version())
+	select {
+	case err := <-served:
+		srv.Close()
+		return fmt.Errorf("accepting connections: %w", err)
+	case <-ctx.Done():
+	}
+	p.log.Info("draining: no new sessions; statements and transactions may finish", "timeout", p.drainTimeout)
+	drain, stop := context.WithTimeout(context.Background(), p.drainTimeout)
+	defer stop()
+	if err := srv.Shutdown(drain); err != nil {
+		p.log.Warn("the drain timeout has passed; what was running was cancelled")
+	}
+	p.log.Info("stopped")
+	return nil
+}
+
+// reload reopens the audit log and reads the policy again on each SIGHUP.
+func (p *proxy) reload(ctx context.Context, hangups <-chan os.Signal, srv *wire.Server, records *audit.Writer) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangups:
+		}
+		if err := records.Reopen(); err != nil {
+			p.log.Error("audit log not reopened; statements are refused until it can be written", "err", err)
+		}
+		if err := p.readPolicy(); err != nil {
+			p.log.Error("policy not read again; the one before it stays in force", "err", err)
+			continue
+		}
+		srv.Recheck(ctx)
+		p.log.Info("audit log reopened, policy read again")
+	}
+}
+
+// serveHTTPs starts the HTTP listeners: one for probes and scrapes on a plain
+// address, and one on the tailnet, which shows people their sessions, too.
+func (p *proxy) serveHTTPs(ctx context.Context, tasks *sync.WaitGroup, srv *wire.Server, at *place, records *audit.Writer) error {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(srv.Collectors()...)
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	reach := health.NewProbe(10*time.Second, p.reachUpstream)
+	handler := health.Handler(registry,
+		health.Check{Name: "tailnet", Run: func(context.Context) error { return at.ready() }},
+		health.Check{Name: "audit log", Run: func(context.Context) error { return records.Healthy() }},
+		health.Check{Name: "draining", Run: func(context.Context) error { return unless(srv.Draining()) }},
+		health.Check{Name: "too many sessions", Run: func(context.Context) error { return unless(srv.Full()) }},
+		reach.Check("upstream"),
+	)
+	if p.healthListen != "" {
+		ln, err := net.Listen("tcp", p.healthListen)
+		if err != nil {
+			return fmt.Errorf("-health-listen: %w", err)
+		}
+		tasks.Go(func() { p.serveHTTP(ctx, ln, handler) })
+	}
+	if at.debug != nil {
+		page := &status.Page{
+			Name: p.hostname, Hosts: at.names, Upstream: p.upstream.Describe(),
+			Server: srv, WhoIs: at.whoIs, Rules: p.rule, Reach: reach.Last, Ops: handler, Logger: p.log,
+		}
+		tasks.Go(func() { p.serveHTTP(ctx, at.debug, page.Handler()) })
+		p.log.Info("status page", "address", at.debug.Addr().String())
+	}
+	tasks.Go(func() { reach.Watch(ctx) })
+	return nil
+}
+
+var errNotReady = errors.New("not ready")
+
+// unless makes a condition of being ready out of one that must not hold.
+func unless(condition bool) error {
+	if condition {
+		return errNotReady
+	}
+	return nil
+}
+
+// reachUpstream logs in and out.
+func (p *proxy) reachUpstream(ctx context.Context) error {
+	conn, err := p.greet(ctx, p.upstream)
+	if err != nil {
+		p.log.Warn("the upstream is out of reach", "err", err)
+		return err
+	}
+	return conn.Close()
+}
+
+// greet opens a connection that says who it is in the server's log.
+func (p *proxy) greet(ctx context.Context, login *upstream.Config) (*upstream.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.connectTimeout)
+	defer cancel()
+	return login.Dial(ctx, upstream.Request{Params: map[string]string{"application_name": "go-proxy check"}})
+}
+
+// serveHTTP serves until ctx ends.
+func (p *proxy) serveHTTP(ctx context.Context, ln net.Listener, handler http.Handler) {
+	srv := &http.Server{
+		Handler:           handler,
+		ReadHeaderTimeout: 10 * time.Second,
+		ReadTimeout:       30 * time.Second,
+		WriteTimeout:      2 * time.Minute, // a profile takes its time
+		IdleTimeout:       time.Minute,
+		ErrorLog:          slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() { srv.Close() })
+	defer stop()
+	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
+		p.log.Error("HTTP listener ended", "address", ln.Addr().String(), "err", err)
+	}
+}
+
+// check says what would be in force, or all that is wrong.
+func check(ctx context.Context, c *config, stdout, stderr io.Writer) error {
+	p, err := c.load(c.logger(stderr))
+	errs := []error{err}
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	if p.upstream != nil {
+		errs = append(errs, p.checkLogin(ctx, w, "upstream", p.upstream))
+	}
+	if now := p.inForce.Load(); now != nil {
+		if now.readLogin != nil {
+			errs = append(errs, p.checkLogin(ctx, w, "upstream for read access", now.readLogin))
+		}
+		p.describePolicy(w, now)
+	}
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	p.describe(w)
+	w.Flush() // a strings.Builder takes everything
+	_, err = io.WriteString(stdout, b.String())
+	return err
+}
+
+// checkLogin reaches one of the upstream logins.
+func (p *proxy) checkLogin(ctx context.Context, w io.Writer, name string, login *upstream.Config) error {
+	began := time.Now()
+	conn, err := p.greet(ctx, login)
+	if err != nil {
+		return fmt.Errorf("%s %s: %w", name, login.Describe(), err)
+	}
+	defer conn.Close()
+	fmt.Fprintf(w, "%s\t%s\n", name, login.Describe())
+	fmt.Fprintf(w, "\tPostgreSQL %s at %s, reached in %s\n", conn.Params["server_version"], conn.Addr, time.Since(began).Round(time.Millisecond))
+	if conn.Params["is_superuser"] == "on" {
+		fmt.Fprintf(w, "\tWARNING: %s is a superuser; a login with no more rights than people need is the strongest wall\n", login.User())
+	}
+	return nil
+}
+
+// describePolicy says what holds for a person whom the policy does not name.
+func (p *proxy) describePolicy(w io.Writer, now *inForce) {
+	source := "built in"
+	if p.policyFile != "" {
+		source = p.policyFile
+	}
+	fmt.Fprintf(w, "policy\t%s\n", source)
+	rule, err := now.RuleFor(callerNamed("somebody", ""))
+	if err != nil {
+		fmt.Fprintln(w, "\tpeople it does not name: refused")
+	} else {
+		fmt.Fprintf(w, "\tpeople it does not name: %s\n", strings.Join(rule.Describe(), ", "))
+	}
+	if p.capability != "" {
+		fmt.Fprintf(w, "\tgrants: app capability %s\n", p.capability)
+	}
+}
+
+// describe says the rest of what is in force.
+func (p *proxy) describe(w io.Writer) {
+	if p.devListen != "" {
+		fmt.Fprintf(w, "clients\tDEVELOPMENT MODE: %s, everybody is %s on %s\n", p.devListen, p.devUser, p.devNode)
+	} else {
+		fmt.Fprintf(w, "clients\ttailnet node %s, port %d\n", p.hostname, p.port)
+	}
+	required := ""
+	if p.requireTLS {
+		required = ", required"
+	}
+	fmt.Fprintf(w, "\tTLS %s%s\n", p.config.tls, required)
+	served := p.databases
+	if len(served) == 0 {
+		served = []string{p.upstream.Database()}
+	}
+	fmt.Fprintf(w, "databases\t%s\n", strings.Join(served, ", "))
+	fmt.Fprintf(w, "sessions\t%d at a time, %d of one user (0 = no limit)\n", p.maxSessions, p.maxSessionsPerUser)
+	fmt.Fprintf(w, "timeouts\tconnect %s, login %s, idle %s, drain %s\n", p.connectTimeout, p.loginTimeout, p.idleTimeout, p.drainTimeout)
+	fmt.Fprintf(w, "audit\t%s, sync %s, SQL %s\n", p.auditLog, p.flags.Lookup("audit-sync").Value, p.flags.Lookup("audit-sql").Value)
+}
+
+// explain says what would come of a statement.
+func explain(ctx context.Context, c *config, stdout, stderr io.Writer) error {
+	p, err := c.load(c.logger(stderr))
+	if err != nil {
+		return err
+	}
+	judge, err := policy.NewJudge()
+	if err != nil {
+		return err
+	}
+	defer judge.Close()
+	who := c.as
+	if who == "" {
+		who = "somebody"
+	}
+	var b strings.Builder
+	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
+	fmt.Fprintf(w, "caller\t%s\n", who)
+	if err := p.explain(ctx, w, judge, callerNamed(who, "")); err != nil {
+		return err
+	}
+	w.Flush() // a strings.Builder takes everything
+	_, err = io.WriteString(stdout, b.String())
+	return err
+}
+
+func (p *proxy) explain(ctx context.Context, w io.Writer, judge *policy.Judge, caller policy.Caller) error {
+	rule, err := p.rule(caller)
+	if refusal, ok := errors.AsType[*policy.Refusal](err); ok {
+		explainRefusal(w, refusal)
+		return nil
+	}
+	decision, err := p.decide(ctx, judge, &rule)
+	if err != nil {
+		return err
+	}
+	if decision.Refusal != nil {
+		explainRefusal(w, decision.Refusal)
+	} else {
+		fmt.Fprintf(w, "verdict\tallow\nrule\t%s\n", decision.Rule)
+	}
+	if len(decision.Kinds) > 0 {
+		fmt.Fprintf(w, "kinds\t%s\n", strings.Join(decision.Kinds, ", "))
+	}
+	fmt.Fprintf(w, "by\t%s: %s\n", rule.Source, strings.Join(rule.Describe(), ", "))
+	for _, limit := range rule.Limits() {
+		fmt.Fprintf(w, "%s\t%s\n", limit.Name, limit.Value)
+	}
+	return nil
+}
+
+// decide is the verdict on the statement; one that cannot be read is refused.
+// Where the rule asks for keys, the upstream's catalogue is asked, if there is
+// an upstream.
+func (p *proxy) decide(ctx context.Context, judge *policy.Judge, rule *policy.Rule) (policy.Decision, error) {
+	msg, err := judge.Parse(ctx, p.sql)
+	if refusal, ok := errors.AsType[*policy.Refusal](err); ok {
+		return policy.Decision{Refusal: refusal, Rule: refusal.Rule}, nil
+	}
+	if rule.Where != policy.WhereKey || p.upstream == nil {
+		return policy.Decide(ctx, rule, msg, new(policy.Memory), nil), nil
+	}
+	conn, err := p.greet(ctx, p.upstream)
+	if err != nil {
+		return policy.Decision{}, err
+	}
+	defer conn.Close()
+	return policy.Decide(ctx, rule, msg, new(policy.Memory), conn), nil
+}
+
+func explainRefusal(w io.Writer, r *policy.Refusal) {
+	fmt.Fprintf(w, "verdict\tdeny\nrule\t%s\nerror\t%s %s\n", r.Rule, r.Code, r.Message)
+	if r.Detail != "" {
+		fmt.Fprintf(w, "detail\t%s\n", r.Detail)
+	}
+	if r.Hint != "" {
+		fmt.Fprintf(w, "hint\t%s\n", r.Hint)
+	}
+	if r.Position != 0 {
+		fmt.Fprintf(w, "position\t%d\n", r.Position)
+	}
+}

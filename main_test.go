@@ -1,0 +1,541 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"reflect"
+	"regexp"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
+
+	"pgproxy/node/nodetest"
+	"pgproxy/upstream"
+	"pgproxy/upstream/upstreamtest"
+)
+
+// beMain makes the test binary the program itself, for what needs a process.
+const beMain = "PGPROXY_TEST_BE_MAIN"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(beMain) != "" {
+		os.Unsetenv(beMain)
+		main()
+		return
+	}
+	upstreamtest.Main(m)
+}
+
+// env is an environment for run.
+func env(vars map[string]string) func(string) string {
+	return func(name string) string { return vars[name] }
+}
+
+func mustParse(t *testing.T, args []string, vars map[string]string) *config {
+	t.Helper()
+	c, err := parse("serve", args, env(vars))
+	if err = errors.Join(append(c.errs, err)...); err != nil {
+		t.Fatal(err)
+	}
+	return c
+}
+
+// The contract's table: name, variable, default, another value.
+var flags = []struct{ name, variable, def, other string }{
+	{"hostname", "TS_HOSTNAME", "pgproxy", "db"},
+	{"port", "PGPROXY_PORT", "5432", "5433"},
+	{"debug-port", "PGPROXY_DEBUG_PORT", "80", "0"},
+	{"health-listen", "PGPROXY_HEALTH_LISTEN", "", ":8081"},
+	{"state-dir", "TS_STATE_DIR", "", "/state"},
+	{"control-url", "TS_CONTROL_URL", "", "https://headscale.example.com"},
+	{"authkey-file", "PGPROXY_AUTHKEY_FILE", "", "/key"},
+	{"advertise-tags", "TS_ADVERTISE_TAGS", "", "tag:a,tag:b"},
+	{"ephemeral", "PGPROXY_EPHEMERAL", "false", "true"},
+	{"dev-listen", "PGPROXY_DEV_LISTEN", "", "127.0.0.1:5432"},
+	{"dev-user", "PGPROXY_DEV_USER", "dev@localhost", "alice@example.com"},
+	{"upstream", "UPSTREAM_DSN", "", "host=db"},
+	{"databases", "PGPROXY_DATABASES", "", "shop,crm"},
+	{"policy", "PGPROXY_POLICY", "", "/policy.hujson"},
+	{"capability", "PGPROXY_CAPABILITY", "", "corp.example/cap/pgproxy"},
+	{"audit-log", "PGPROXY_AUDIT_LOG", "-", "/audit"},
+	{"audit-sync", "PGPROXY_AUDIT_SYNC", "interval", "always"},
+	{"audit-sql", "PGPROXY_AUDIT_SQL", "redacted", "normalized"},
+	{"tls", "PGPROXY_TLS", "off", "c.pem:k.pem"},
+	{"require-tls", "PGPROXY_REQUIRE_TLS", "false", "true"},
+	{"max-sessions", "PGPROXY_MAX_SESSIONS", "100", "7"},
+	{"max-sessions-per-user", "PGPROXY_MAX_SESSIONS_PER_USER", "10", "7"},
+	{"connect-timeout", "PGPROXY_CONNECT_TIMEOUT", "10s", "7s"},
+	{"login-timeout", "PGPROXY_LOGIN_TIMEOUT", "30s", "7s"},
+	{"idle-timeout", "PGPROXY_IDLE_TIMEOUT", "30m0s", "7s"},
+	{"drain-timeout", "PGPROXY_DRAIN_TIMEOUT", "30s", "7s"},
+	{"quiet-login", "PGPROXY_QUIET_LOGIN", "false", "true"},
+	{"log-format", "PGPROXY_LOG_FORMAT", "auto", "json"},
+	{"log-level", "PGPROXY_LOG_LEVEL", "info", "debug"},
+}
+
+func TestFlagsAndEnvironment(t *testing.T) {
+	base := map[string]string{"UPSTREAM_DSN": "host=localhost", "PGPROXY_TLS": "x:y"} // what other flags want
+	value := func(c *config, name string) string { return c.flags.Lookup(name).Value.String() }
+	for _, f := range flags {
+		t.Run(f.name, func(t *testing.T) {
+			vars := map[string]string{"UPSTREAM_DSN": "host=localhost"}
+			if f.name != "upstream" {
+				if got := value(mustParse(t, nil, vars), f.name); got != f.def {
+					t.Errorf("default %q, want %q", got, f.def)
+				}
+			}
+			vars = map[string]string{}
+			for k, v := range base {
+				vars[k] = v
+			}
+			vars[f.variable] = f.other
+			if got := value(mustParse(t, nil, vars), f.name); got != f.other {
+				t.Errorf("%s=%s gives %q", f.variable, f.other, got)
+			}
+			vars[f.variable] = "not this one"
+			if got := value(mustParse(t, []string{"-" + f.name + "=" + f.other}, vars), f.name); got != f.other {
+				t.Errorf("the flag does not win over the environment: %q", got)
+			}
+		})
+	}
+	var help bytes.Buffer
+	if err := run(t.Context(), []string{"-h"}, env(nil), &help, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range flags {
+		if !strings.Contains(help.String(), "-"+f.name) || !strings.Contains(help.String(), f.variable) {
+			t.Errorf("the help does not tell of -%s and %s", f.name, f.variable)
+		}
+	}
+}
+
+func TestAllErrorsAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	policyFile := filepath.Join(dir, "policy.hujson")
+	if err := os.WriteFile(policyFile, []byte(`{"default": {"access": "everything"}, "bogus": 1}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, command := range []string{"serve", "check"} {
+		err := run(t.Context(), []string{command, "-port", "70000", "-max-sessions=many", "-dev-listen", ":5432", "-tls", "tailnet", "-require-tls",
+			"-upstream", "postgres://app:hunter2@db1/shop", "-policy", policyFile, "-authkey-file", filepath.Join(dir, "none"), "-drain-timeout", "soon",
+		}, env(map[string]string{"PGPROXY_AUDIT_SYNC": "sometimes", "TS_ADVERTISE_TAGS": "pgproxy"}), io.Discard, io.Discard)
+		if err == nil {
+			t.Fatal("no error")
+		}
+		for _, want := range []string{
+			"-port: ", "-max-sessions: ", `-dev-listen: ":5432" is not a loopback address`, "-tls tailnet: ", "sslmode=verify-full", "access", "bogus",
+			"-authkey-file: ", "-drain-timeout: ", "PGPROXY_AUDIT_SYNC: ", "tag:",
+		} {
+			if !strings.Contains(err.Error(), want) {
+				t.Errorf("%s: %q is missing from:\n%v", command, want, err)
+			}
+		}
+		if strings.Contains(err.Error(), "hunter2") {
+			t.Errorf("%s: the password is in:\n%v", command, err)
+		}
+	}
+}
+
+func TestRefusedCommandLines(t *testing.T) {
+	dsn := upstreamtest.Shared(t).DSN("app", "app")
+	for _, tt := range []struct{ args, want string }{
+		{"", "-upstream is missing"},
+		{"-bogus", "bogus"},
+		{"bogus", "unknown command"},
+		{"check extra -upstream " + dsn, "unexpected argument"},
+		{"explain", "wants one argument"},
+		{"-upstream " + dsn + " -require-tls", "-require-tls"},
+		{"-upstream " + dsn + " -dev-listen 0.0.0.0:0", "loopback"},
+		{"-upstream " + dsn + " -dev-listen 192.0.2.1:5432", "loopback"},
+		{"-upstream " + dsn + " -dev-listen [::]:5432", "loopback"},
+		{"-upstream " + dsn + " -dev-listen example.com:5432", "loopback"},
+		{"-upstream " + dsn + " -dev-listen 5432", "-dev-listen"},
+		{"-upstream " + dsn + " -dev-listen 127.0.0.1:0 -tls none", "-tls"},
+		{"-upstream " + dsn + " -dev-listen 127.0.0.1:0 -tls /none:/none", "-tls"},
+		{"-upstream " + dsn + " -connect-timeout 0s", "-connect-timeout"},
+	} {
+		err := run(t.Context(), strings.Fields(tt.args), env(nil), io.Discard, io.Discard)
+		if err == nil || !strings.Contains(err.Error(), tt.want) {
+			t.Errorf("%s: got %v, want %q", tt.args, err, tt.want)
+		}
+	}
+}
+
+func TestCheck(t *testing.T) {
+	s := upstreamtest.Shared(t)
+	var out bytes.Buffer
+	if err := run(t.Context(), []string{"check", "-databases", "*"}, env(map[string]string{"UPSTREAM_DSN": s.DSN("postgres", "app")}), &out, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"postgres@" + s.Addr() + "/app, no TLS", "PostgreSQL " + s.Version, "superuser", "write access", "port 5432", "interval"} {
+		if !strings.Contains(out.String(), want) {
+			t.Errorf("%q is missing from:\n%s", want, out.String())
+		}
+	}
+	if strings.Contains(out.String(), upstreamtest.Password) {
+		t.Errorf("the password is in:\n%s", out.String())
+	}
+
+	err := run(t.Context(), []string{"check", "-port", "x"}, env(map[string]string{"UPSTREAM_DSN": "postgres://app:hunter2@127.0.0.1:1/app"}), &out, io.Discard)
+	if err == nil || !strings.Contains(err.Error(), "-port") || !strings.Contains(err.Error(), "refused") || strings.Contains(err.Error(), "hunter2") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestExplain(t *testing.T) {
+	s := upstreamtest.Shared(t)
+	s.Exec(t, "CREATE TABLE IF NOT EXISTS keyed (id int PRIMARY KEY, name text); GRANT ALL ON keyed TO app")
+	policyFile := filepath.Join(t.TempDir(), "policy.hujson")
+	text := `{"callers": {"alice@example.com": {"access": "admin"}, "tag:ci": {"access": "read"}, "key@example.com": {"require_where": "key"}, "out@example.com": null}}`
+	if err := os.WriteFile(policyFile, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct{ as, sql, want string }{
+		{"", "SELECT 1", "allow"},
+		{"", "DROP TABLE t", "deny"},
+		{"alice@example.com", "DROP TABLE t", "allow"},
+		{"tag:ci", "SELECT 1", "allow"},
+		{"tag:ci", "UPDATE t SET a = 1 WHERE id = 1", "deny"},
+		{"tag:other", "SELECT 1", "28000"},
+		{"out@example.com", "SELECT 1", "28000"},
+		{"", "SELEC 1", "42601"},
+		{"key@example.com", "UPDATE keyed SET name = 'x' WHERE id = 1", "allow"},
+		{"key@example.com", "UPDATE keyed SET name = 'x' WHERE name = 'y'", "deny"},
+	} {
+		var out bytes.Buffer
+		args := []string{"explain", "-policy", policyFile, "-upstream", s.DSN("app", "app"), "-as", tt.as, tt.sql}
+		if err := run(t.Context(), args, env(nil), &out, io.Discard); err != nil {
+			t.Errorf("%s: %v", tt.sql, err)
+		}
+		if !strings.Contains(out.String(), tt.want) {
+			t.Errorf("%s as %q: %q is missing from:\n%s", tt.sql, tt.as, tt.want, out.String())
+		}
+	}
+}
+
+// process is pgproxy as a process of its own, serving loopback.
+type process struct {
+	*exec.Cmd
+	addr, audit string
+	log         *bufio.Scanner
+	said        []string // the log so far
+}
+
+// startProcess starts pgproxy on loopback and returns when it serves.
+func startProcess(t *testing.T, s *upstreamtest.Server, args ...string) *process {
+	t.Helper()
+	return launch(t, s, append([]string{"-dev-listen", "127.0.0.1:0", "-dev-user", "alice@example.com", "-dev-node", "laptop"}, args...)...)
+}
+
+// launch starts pgproxy, in an environment that must not matter, and returns
+// when it serves. The log is JSON.
+func launch(t *testing.T, s *upstreamtest.Server, args ...string) *process {
+	t.Helper()
+	p := &process{audit: filepath.Join(t.TempDir(), "audit.jsonl")}
+	p.Cmd = exec.CommandContext(t.Context(), os.Args[0], append(args, "-audit-log", p.audit)...)
+	p.Env = append(os.Environ(), beMain+"=1", "UPSTREAM_DSN="+s.DSN("app", "app"), "PGHOST=elsewhere", "PGOPTIONS=-c work_mem=77MB", "PGAPPNAME=leak")
+	stderr, err := p.StderrPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.log = bufio.NewScanner(stderr)
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		p.Process.Kill()
+		p.Wait()
+	})
+	p.addr = p.await(t, "serving")["address"].(string)
+	return p
+}
+
+// await reads the log until a line with this message.
+func (p *process) await(t *testing.T, msg string) map[string]any {
+	t.Helper()
+	for p.log.Scan() {
+		p.said = append(p.said, p.log.Text())
+		var line map[string]any
+		if err := json.Unmarshal(p.log.Bytes(), &line); err != nil {
+			t.Fatalf("%s: %v", p.log.Text(), err)
+		}
+		if m, _ := line["msg"].(string); strings.Contains(m, msg) {
+			return line
+		}
+	}
+	t.Fatalf("the log ended without %q:\n%s", msg, strings.Join(p.said, "\n"))
+	return nil
+}
+
+// connect opens a session, without asking for TLS.
+func (p *process) connect(t *testing.T) *upstream.Conn {
+	t.Helper()
+	host, port, err := net.SplitHostPort(p.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := upstream.ParseConfig(fmt.Sprintf("host=%s port=%s user=whoever dbname=app sslmode=disable", host, port))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	conn, err := c.Dial(ctx, upstream.Request{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+func query(t *testing.T, conn *upstream.Conn, sql string) [][]string {
+	t.Helper()
+	rows, err := conn.Query(t.Context(), sql)
+	if err != nil {
+		t.Fatalf("%s: %v", sql, err)
+	}
+	return rows
+}
+
+func TestServe(t *testing.T) {
+	s := upstreamtest.Shared(t)
+	p := startProcess(t, s)
+	conn := p.connect(t)
+	rows := query(t, conn, "SELECT current_setting('application_name'), current_setting('work_mem'), current_setting('pgproxy.user')")
+	want := [][]string{{"go-proxy tsnode=laptop|user=alice@example.com", "4MB", "alice@example.com"}}
+	if !reflect.DeepEqual(rows, want) {
+		t.Errorf("got %v, want %v", rows, want)
+	}
+
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.await(t, "stopped")
+	if err := p.Wait(); err != nil {
+		t.Errorf("after SIGTERM: %v, want exit 0", err)
+	}
+	if _, err := conn.Query(t.Context(), "SELECT 1"); err == nil || !strings.Contains(err.Error(), "57P01") {
+		t.Errorf("the session after SIGTERM: %v", err)
+	}
+	records, err := os.ReadFile(p.audit)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, event := range []string{"connect", "query", "result", "disconnect"} {
+		if !bytes.Contains(records, []byte(`"event":"`+event+`"`)) {
+			t.Errorf("no %s record in:\n%s", event, records)
+		}
+	}
+	for _, text := range append(p.said, string(records)) {
+		if strings.Contains(text, upstreamtest.Password) || strings.Contains(text, "correct%20horse") {
+			t.Errorf("the password is in %s", text)
+		}
+	}
+}
+
+// dialPeer opens a session from a device of the tailnet. failed is called with
+// the SQLSTATE of each error.
+func dialPeer(t *testing.T, peer *nodetest.Peer, failed func(sqlstate string)) *pgconn.PgConn {
+	t.Helper()
+	c, err := pgconn.ParseConfig("host=pgproxy-prod user=whoever dbname=app sslmode=disable")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.LookupFunc = func(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
+	c.DialFunc = func(ctx context.Context, _, addr string) (net.Conn, error) { return peer.Dial(ctx, addr) }
+	closeOnFatal := c.OnPgError
+	c.OnPgError = func(conn *pgconn.PgConn, e *pgconn.PgError) bool {
+		failed(e.Code)
+		return closeOnFatal(conn, e)
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	conn, err := pgconn.ConnectConfig(ctx, c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close(context.Background()) })
+	return conn
+}
+
+// The whole program in a tailnet: each person has a name of their own, grants
+// decide, and access that is taken away ends at once.
+func TestTailnet(t *testing.T) {
+	const capability = "example.com/cap/pgproxy"
+	tn := nodetest.New(t)
+	alice := tn.Person("alice@example.com", "alice-laptop")
+	bob := tn.Person("bob@example.com", "bob-phone")
+	tn.Grant("bob@example.com", capability, `{"access": "read"}`)
+	keyFile := filepath.Join(t.TempDir(), "key")
+	policyFile := filepath.Join(t.TempDir(), "policy.hujson")
+	for file, text := range map[string]string{keyFile: tn.AuthKey() + "\n", policyFile: `{"default": null, "callers": {"alice@example.com": {}}}`} {
+		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	p := launch(t, upstreamtest.Shared(t), "-hostname", "pgproxy-prod", "-control-url", tn.ControlURL(), "-authkey-file", keyFile,
+		"-state-dir", t.TempDir(), "-advertise-tags", "tag:pgproxy", "-capability", capability, "-policy", policyFile)
+
+	for peer, want := range map[*nodetest.Peer][]string{
+		alice: {"go-proxy tsnode=alice-laptop|user=alice@example.com", "off"},
+		bob:   {"go-proxy tsnode=bob-phone|user=bob@example.com", "on"},
+	} {
+		r, err := dialPeer(t, peer, func(string) {}).Exec(t.Context(), "SELECT current_setting('application_name'), current_setting('default_transaction_read_only')").ReadAll()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if row := r[0].Rows[0]; string(row[0]) != want[0] || string(row[1]) != want[1] {
+			t.Errorf("got %q, want %q", row, want)
+		}
+	}
+
+	var codes []string
+	conn := dialPeer(t, bob, func(code string) { codes = append(codes, code) })
+	results := conn.Exec(t.Context(), "SELECT repeat('x', 100000) FROM generate_series(1, 2) UNION ALL SELECT pg_sleep(60)::text")
+	if !results.NextResult() || !results.ResultReader().NextRow() { // now it runs
+		t.Fatal(results.Close())
+	}
+	began := time.Now()
+	tn.Revoke("bob@example.com", capability)
+	results.Close() // errors are in codes
+	for err := error(nil); err == nil; {
+		err = conn.WaitForNotification(t.Context()) // there is none: until the connection ends
+	}
+	if want := []string{"57014", "57P01"}; !slices.Equal(codes, want) {
+		t.Errorf("got errors %v, want %v", codes, want)
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("it took %s", took)
+	}
+
+	web := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+		return alice.Dial(ctx, addr)
+	}}}
+	resp, err := web.Get("http://pgproxy-prod/readyz")
+	if err != nil {
+		t.Fatal(err)
+	}
+	resp.Body.Close()
+	if resp.StatusCode != 200 {
+		t.Errorf("/readyz: %s", resp.Status)
+	}
+
+	p.Process.Signal(syscall.SIGTERM)
+	p.await(t, "stopped")
+	if err := p.Wait(); err != nil {
+		t.Error(err)
+	}
+}
+
+// A transaction that stays open holds the drain up; a second signal does not
+// wait for it.
+func TestSecondSignalEndsAtOnce(t *testing.T) {
+	p := startProcess(t, upstreamtest.Shared(t), "-drain-timeout", "10m")
+	conn := p.connect(t)
+	query(t, conn, "BEGIN")
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.await(t, "draining")
+	query(t, conn, "SELECT 1")
+	if err := p.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	var exit *exec.ExitError
+	if err := p.Wait(); !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGTERM {
+		t.Errorf("got %v, want an end by the signal", err)
+	}
+}
+
+func TestHangupReadsThePolicyAgain(t *testing.T) {
+	policyFile := filepath.Join(t.TempDir(), "policy.hujson")
+	write := func(text string) {
+		t.Helper()
+		if err := os.WriteFile(policyFile, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(`{"default": {"access": "read"}}`)
+	p := startProcess(t, upstreamtest.Shared(t), "-policy", policyFile)
+	conn := p.connect(t)
+	const sql = "CREATE TEMP TABLE t (i int)"
+	if _, err := conn.Query(t.Context(), sql); err == nil || !strings.Contains(err.Error(), "42501") {
+		t.Fatalf("got %v, want a refusal", err)
+	}
+
+	write(`{"default": {"access": "everything"}}`)
+	if err := os.Rename(p.audit, p.audit+".1"); err != nil {
+		t.Fatal(err)
+	}
+	p.Process.Signal(syscall.SIGHUP)
+	p.await(t, "policy not read again")
+	if _, err := conn.Query(t.Context(), sql); err == nil {
+		t.Error("a policy that cannot be read took effect")
+	}
+	if records, err := os.ReadFile(p.audit); err != nil || !bytes.Contains(records, []byte(`"verdict":"deny"`)) {
+		t.Errorf("the audit log was not reopened: %v, %s", err, records)
+	}
+
+	write(`{"default": null}`)
+	p.Process.Signal(syscall.SIGHUP)
+	p.await(t, "policy read again")
+	if _, err := conn.Query(t.Context(), "SELECT 1"); err == nil {
+		t.Error("a session goes on without access")
+	}
+}
+
+func TestHealth(t *testing.T) {
+	s := upstreamtest.Start(t)
+	ln, err := net.Listen("tcp", "127.0.0.1:0") // for a free port
+	if err != nil {
+		t.Fatal(err)
+	}
+	addr := ln.Addr().String()
+	ln.Close()
+	startProcess(t, s, "-health-listen", addr)
+	get := func(path string) (int, string) {
+		t.Helper()
+		resp, err := http.Get("http://" + addr + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		body, err := io.ReadAll(resp.Body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return resp.StatusCode, string(body)
+	}
+	for path, want := range map[string]string{"/healthz": "ok", "/readyz": "ready", "/metrics": "pgproxy_sessions 0"} {
+		if code, body := get(path); code != 200 || !strings.Contains(body, want) {
+			t.Errorf("%s: %d %s", path, code, body)
+		}
+	}
+}
+
+// A flag that is not in the contract's table would be missing from the tests
+// above.
+func TestNoOtherFlags(t *testing.T) {
+	var help bytes.Buffer
+	if err := run(t.Context(), []string{"-h"}, env(nil), &help, io.Discard); err != nil {
+		t.Fatal(err)
+	}
+	got := regexp.MustCompile(`(?m)^  -([a-z-]+)`).FindAllStringSubmatch(help.String(), -1)
+	if want := len(flags) + 1; len(got) != want { // -dev-node, too, whose default is the host's name
+		t.Errorf("%d flags in the help, want %d", len(got), want)
+	}
+}
