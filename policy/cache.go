@@ -82,7 +82,15 @@ func (c *cache) putLocked(key string, msg *Message) {
 func (m *Message) size() int {
 	n := 256
 	for i := range m.Statements {
-		n += 384 + 128*len(m.Statements[i].facts.Acts)
+		n += 384
+		for _, a := range m.Statements[i].facts.Acts {
+			n += 128
+			if a.Change != nil {
+				for _, way := range a.Change.Pins {
+					n += 32 + 24*len(way)
+				}
+			}
+		}
 	}
 	return n
 }

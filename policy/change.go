@@ -62,8 +62,8 @@ func mergeChange(n *pg.MergeStmt) *change {
 }
 
 // maxPins bounds the ways a WHERE clause may be satisfied; one with more says
-// nothing.
-const maxPins = 256
+// nothing. Ways that pin the same columns are one.
+const maxPins = 64
 
 // pinner reads which columns of a table a condition compares with constants.
 type pinner struct{ table *pg.RangeVar }
@@ -109,13 +109,21 @@ func both(a, b [][]string) [][]string {
 	if b == nil || len(a)*len(b) > maxPins {
 		return a
 	}
-	ways := make([][]string, 0, len(a)*len(b))
+	var ways [][]string
 	for _, x := range a {
 		for _, y := range b {
-			ways = append(ways, joinColumns(x, y))
+			ways = addWay(ways, joinColumns(x, y))
 		}
 	}
 	return ways
+}
+
+// addWay adds a way to ways, once.
+func addWay(ways [][]string, way []string) [][]string {
+	if slices.ContainsFunc(ways, func(w []string) bool { return slices.Equal(w, way) }) {
+		return ways
+	}
+	return append(ways, way)
 }
 
 // maxColumns bounds the columns of one way: PostgreSQL's limit for the columns
@@ -136,10 +144,17 @@ func joinColumns(x, y []string) []string {
 
 // either returns the ways of satisfying one condition or the other.
 func either(a, b [][]string) [][]string {
-	if a == nil || b == nil || len(a)+len(b) > maxPins {
+	if a == nil || b == nil {
 		return nil
 	}
-	return slices.Concat(a, b)
+	ways := slices.Clip(a)
+	for _, way := range b {
+		ways = addWay(ways, way)
+	}
+	if len(ways) > maxPins {
+		return nil
+	}
+	return ways
 }
 
 // comparison returns the columns that a comparison with constants pins: col =

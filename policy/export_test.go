@@ -6,3 +6,6 @@ import "strings"
 func ReviewedFunction(name string) bool {
 	return strings.Contains(functionTable, "\n"+name+"\tpg_catalog\t")
 }
+
+// KnownKind reports whether a policy may name a kind.
+var KnownKind = knownKind

@@ -3,6 +3,7 @@ package policy_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgconn"
@@ -102,6 +103,7 @@ var keyCases = []struct {
 	{true, "DELETE FROM parts1 WHERE id = 1 AND at = date '2020-01-01'", "partition"},
 	{true, "DELETE FROM users WHERE name = 'x'", "varchar"},
 	{true, "DELETE FROM users WHERE ident = '00000000-0000-0000-0000-000000000000'::uuid", "uuid"},
+	{true, "DELETE FROM orders WHERE id = 0" + strings.Repeat(" OR id = 1", 500), "many ways by the same key"},
 	{true, "BEGIN; DELETE FROM orders WHERE id = 1; UPDATE orders SET status = 'x' WHERE id = 2", "a script"},
 	{true, "WITH d AS (DELETE FROM orders WHERE id = 1 RETURNING *) SELECT * FROM d", "in a CTE"},
 	{true, "MERGE INTO orders o USING (VALUES (1)) v(id) ON o.id = 1 WHEN MATCHED THEN DELETE", "MERGE"},

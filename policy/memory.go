@@ -2,7 +2,7 @@ package policy
 
 // maxPrepared bounds the prepared statements a session's memory holds. One
 // beyond it is unknown, and so refused below admin access.
-const maxPrepared = 10_000
+const maxPrepared = 1000
 
 // Memory is what one session has prepared so far. The zero value is empty. It
 // is not safe for concurrent use.

@@ -57,6 +57,9 @@ func tags(t *testing.T, judge *policy.Judge, conn *pgconn.PgConn) {
 			continue
 		}
 		for i, r := range results {
+			if kind := msg.Statements[i].Kind; !policy.KnownKind(kind) {
+				t.Errorf("%s: a policy could not name %q", sql, kind)
+			}
 			tag := strings.TrimRight(r.CommandTag.String(), " 0123456789")
 			if want := msg.Statements[i].Tags; want != nil && !slices.Contains(want, tag) {
 				t.Errorf("%s: the server says %q, not %q", sql, tag, want)

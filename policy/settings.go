@@ -23,23 +23,34 @@ var protectedSettings = map[string]bool{
 	"session_replication_role":            true,
 }
 
+// pinnedSettings decide how the server reads a text. At every access they
+// stay what the parser takes them for.
+var pinnedSettings = map[string]bool{"client_encoding": true, "standard_conforming_strings": true}
+
 // identitySettings are the settings of ours that the server holds, for
 // triggers and logs: who the session is. They are set in the startup packet.
 var identitySettings = map[string]bool{"user": true, "node": true, "session": true}
 
 // settingNeeds returns the class of setting a value, and the least access for
-// it. Two settings decide how the server reads a text and are pinned for
-// everybody to the value that the parser knows. value is nil for a reset,
-// which returns to the proxy's own value.
+// it. value is nil for a reset, which returns to the proxy's own value.
 func settingNeeds(name string, value *string) (actClass, Access) {
 	switch {
-	case name == "client_encoding" && value != nil && !isUTF8(*value),
-		name == "standard_conforming_strings" && value != nil && !isOn(*value):
-		return actPinned, nobody
+	case pinnedSettings[name]:
+		if value != nil && !isPin(name, *value) {
+			return actPinned, nobody
+		}
 	case protectedSettings[name], strings.HasPrefix(name, ownPrefix):
 		return actProtected, Admin
 	}
 	return actStatement, Read
+}
+
+// isPin reports whether a value is the one that a setting is pinned to.
+func isPin(name, value string) bool {
+	if name == "client_encoding" {
+		return isUTF8(value)
+	}
+	return isOn(value)
 }
 
 // isUTF8 knows PostgreSQL's names for UTF-8: it ignores case and all signs.
@@ -68,6 +79,8 @@ func (c *classifier) set(n *pg.VariableSetStmt, kind string, at place) {
 			return
 		}
 		c.statement(kind, Read, at)
+	} else if pinnedSettings[name] {
+		return // the setting of a function or a role: not this session's
 	}
 	switch n.Kind {
 	case pg.VariableSetKind_VAR_RESET_ALL:

@@ -4,9 +4,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
 
+	"pgproxy/policy"
 	"pgproxy/policy/policytest"
 )
 
@@ -87,4 +89,34 @@ func TestCompany(t *testing.T) {
 			}
 		}
 	}
+}
+
+// FuzzVariants writes any text in other ways: a refusal stays a refusal.
+func FuzzVariants(f *testing.F) {
+	cases, err := policytest.Load("testdata/corpus")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, c := range cases {
+		f.Add(c.Messages[0])
+	}
+	judge := newJudge(f)
+	f.Fuzz(func(t *testing.T, sql string) {
+		if len(sql) > 200 || !utf8.ValidString(sql) || strings.Contains(sql, "\x00") { // so that all variants are read in this process
+			t.Skip()
+		}
+		c := policytest.Case{Messages: []string{sql}}
+		for _, access := range []policy.Access{policy.Read, policy.Write} {
+			want := verdict(t, judge, c, access)
+			if want == "ok" || want == "syntax" {
+				continue
+			}
+			for name, text := range variants(sql) {
+				variant := policytest.Case{Messages: []string{text}}
+				if got := verdict(t, judge, variant, access); got == "ok" {
+					t.Errorf("%q is refused (%s), %s allowed: %q", sql, want, name, text)
+				}
+			}
+		}
+	})
 }

@@ -17,6 +17,8 @@ import (
 	"io"
 	"os"
 	"os/exec"
+	"os/signal"
+	"syscall"
 )
 
 // Arg is the first argument of a child process.
@@ -57,14 +59,13 @@ func (p *Pool) Do(ctx context.Context, request []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	if child == nil {
-		if child, err = start(); err != nil {
-			p.places <- nil
-			return nil, err
-		}
+	used := child != nil
+	child, answer, err := attempt(ctx, child, request)
+	if err != nil && used && ctx.Err() == nil {
+		// It may have died before, of something else.
+		child, answer, err = attempt(ctx, nil, request)
 	}
-	answer, err := child.do(ctx, request)
-	if err != nil || len(request) > p.MaxReuse {
+	if child != nil && len(request) > p.MaxReuse {
 		child.end()
 		child = nil
 	}
@@ -73,6 +74,23 @@ func (p *Pool) Do(ctx context.Context, request []byte) ([]byte, error) {
 		err = ctx.Err()
 	}
 	return answer, err
+}
+
+// attempt asks a child, a new one where there is none. It returns the child if
+// it can be asked again.
+func attempt(ctx context.Context, child *process, request []byte) (*process, []byte, error) {
+	if child == nil {
+		var err error
+		if child, err = start(); err != nil {
+			return nil, nil, err
+		}
+	}
+	answer, err := child.do(ctx, request)
+	if err != nil {
+		child.end()
+		return nil, nil, err
+	}
+	return child, answer, nil
 }
 
 func (p *Pool) take(ctx context.Context) (*process, error) {
@@ -172,7 +190,11 @@ func Child() bool { return len(os.Args) > 1 && os.Args[1] == Arg }
 // Serve answers requests until there are no more, which is when the parent
 // closed its end or died. maxMemory is how much memory in bytes the process
 // may take beyond what it has now; asking for more ends it.
+//
+// It ignores the signals that a terminal or a service manager sends to all
+// processes of a service: the parent decides when the child ends.
 func Serve(maxMemory uint64, handle func([]byte) []byte) error {
+	signal.Ignore(syscall.SIGHUP, syscall.SIGINT, syscall.SIGTERM)
 	if err := limit(maxMemory); err != nil {
 		return err
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"strconv"
 	"sync"
 	"syscall"
 	"testing"
@@ -33,6 +34,8 @@ func obey(request []byte) []byte {
 		for n := 1 << 20; ; n *= 2 {
 			eaten = append(eaten, bytes.Repeat([]byte{1}, n))
 		}
+	case "pid":
+		return []byte(strconv.Itoa(os.Getpid()))
 	case "environment":
 		return []byte(os.Getenv("PGPROXY_TEST_SECRET"))
 	}
@@ -106,6 +109,31 @@ func TestContext(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	if got := ask(t, p, "abc"); got != "ABC" {
+		t.Errorf("%q", got)
+	}
+}
+
+// TestIdleDeath kills a child between two requests: the next one is answered
+// all the same. A signal for the whole service leaves the child alone.
+func TestIdleDeath(t *testing.T) {
+	p := New(1, 1<<20)
+	defer p.Close()
+	pid, err := strconv.Atoi(ask(t, p, "pid"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, signal := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGHUP} {
+		if err := syscall.Kill(pid, signal); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := ask(t, p, "pid"); got != strconv.Itoa(pid) {
+		t.Error("the child ended by a signal for the service")
+	}
+	if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
 	if got := ask(t, p, "abc"); got != "ABC" {
 		t.Errorf("%q", got)
 	}

@@ -73,6 +73,9 @@ func LogTo(w io.Writer) Option { return func(o *options) { o.logTo = w } }
 // Call Stop to end it; a process that dies takes it along.
 func Run(ctx context.Context, opts ...Option) (*Server, error) {
 	o := options{settings: map[string]string{
+		// Also how long a stopping server waits for a peer that has just
+		// connected and says nothing.
+		"authentication_timeout":     "15s",
 		"fsync":                      "off",
 		"listen_addresses":           "127.0.0.1",
 		"max_connections":            "300",

@@ -1,6 +1,7 @@
 package upstreamtest_test
 
 import (
+	"bufio"
 	"context"
 	"io"
 	"net"
@@ -10,6 +11,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/jackc/pgx/v5/pgconn"
 
 	"pgproxy/upstream/upstreamtest"
 )
@@ -28,7 +31,7 @@ func runAndWait() {
 	if err != nil {
 		panic(err)
 	}
-	os.Stdout.WriteString(s.Addr() + "\n")
+	os.Stdout.WriteString(s.DSN("app", "app") + "\n")
 	io.Copy(io.Discard, os.Stdin)
 }
 
@@ -79,20 +82,20 @@ func TestServerDiesWithItsProcess(t *testing.T) {
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	line := make([]byte, 64)
-	n, err := stdout.Read(line)
+	dsn, err := bufio.NewReader(stdout).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
 	}
-	conn, err := net.Dial("tcp", strings.TrimSpace(string(line[:n])))
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	// Logged in, since a server that shuts down waits for those who are not.
+	conn, err := pgconn.Connect(ctx, strings.TrimSpace(dsn))
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer conn.Close()
 	cmd.Process.Kill()
 	cmd.Wait()
-	conn.SetReadDeadline(time.Now().Add(30 * time.Second))
-	if _, err := io.Copy(io.Discard, conn); err != nil && strings.Contains(err.Error(), "timeout") {
+	if conn.WaitForNotification(ctx); ctx.Err() != nil {
 		t.Error("the server lives on")
 	}
 }
