@@ -65,12 +65,27 @@ func run(ctx context.Context, w io.Writer) error {
 	if err := prepare(ctx, pg); err != nil {
 		return err
 	}
-	targets, stop, err := startTargets(ctx, pg, dir)
-	defer stop()
-	if err != nil {
+	if err := buildProxy(ctx, dir); err != nil {
 		return err
 	}
-	return measure(ctx, w, pg, targets)
+	ways := &field{pg: pg, dir: dir}
+	defer ways.stop()
+	if err := ways.startTargets(ctx); err != nil {
+		return err
+	}
+	if err := measure(ctx, w, measurements(pg), ways.targets); err != nil {
+		return err
+	}
+	if err := memory(ctx, w, ways.targets); err != nil {
+		return err
+	}
+	audits := &field{pg: pg, dir: dir}
+	defer audits.stop()
+	if err := audits.startAudits(ctx); err != nil {
+		return err
+	}
+	fmt.Fprintln(w, "\nWhat -audit-sync costs:")
+	return measure(ctx, w, measurements(pg)[:len(clientCounts)], audits.targets)
 }
 
 func prepare(ctx context.Context, pg *upstreamtest.Server) error {
@@ -86,80 +101,96 @@ func prepare(ctx context.Context, pg *upstreamtest.Server) error {
 	return nil
 }
 
-// startTargets starts the ways to pg that this machine has.
-func startTargets(ctx context.Context, pg *upstreamtest.Server, dir string) (targets []target, stop func(), err error) {
-	var stops []func()
-	stop = func() {
-		for _, f := range slices.Backward(stops) {
-			f()
-		}
-	}
-	targets = []target{{name: "direct", addr: pg.Addr()}}
-	wanted := func(name string) bool {
-		return *only == "" || slices.Contains(strings.Split(*only, ","), name)
-	}
-	start := func(name, addr string, cmd *exec.Cmd) error {
-		if !wanted(name) {
-			return nil
-		}
-		cmd.Stderr = os.Stderr
-		if err := cmd.Start(); err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
-		stops = append(stops, func() {
-			cmd.Process.Signal(os.Interrupt)
-			cmd.Wait()
-		})
-		targets = append(targets, target{name, addr, cmd.Process})
-		return awaitListener(ctx, addr)
-	}
+// field starts targets and stops them.
+type field struct {
+	pg      *upstreamtest.Server
+	dir     string
+	targets []target
+	stops   []func()
+}
 
-	if err = buildProxy(ctx, dir); err != nil {
-		return targets, stop, err
+func (f *field) stop() {
+	for _, stop := range slices.Backward(f.stops) {
+		stop()
+	}
+}
+
+// start starts a way to the database on a free address, if it is wanted.
+func (f *field) start(ctx context.Context, name string, command func(addr string) (*exec.Cmd, error)) error {
+	if *only != "" && !slices.Contains(strings.Split(*only, ","), name) {
+		return nil
 	}
 	addr, err := freeAddr()
 	if err != nil {
-		return targets, stop, err
+		return err
 	}
-	proxy := exec.Command(filepath.Join(dir, "pgproxy"), "-dev-listen", addr, "-upstream", pg.DSN("app", "app"),
-		"-audit-log", filepath.Join(dir, "audit.jsonl"), "-debug-port", "0", "-log-level", "warn", "-max-sessions", "0", "-max-sessions-per-user", "0", "-quiet-login",
-		"-policy", filepath.Join(dir, "policy"))
-	// A million rows are measured, so the caps are off.
-	if err = os.WriteFile(filepath.Join(dir, "policy"), []byte(`{"default": {"access": "write", "max_rows": 0, "max_bytes": 0}}`), 0o600); err != nil {
-		return targets, stop, err
+	cmd, err := command(addr)
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
-	if err = start("pgproxy", addr, proxy); err != nil {
-		return targets, stop, err
+	cmd.Stderr = os.Stderr
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
+	f.stops = append(f.stops, func() {
+		cmd.Process.Signal(os.Interrupt)
+		cmd.Wait()
+	})
+	f.targets = append(f.targets, target{name, addr, cmd.Process})
+	return awaitListener(ctx, addr)
+}
 
-	if addr, err = freeAddr(); err != nil {
-		return targets, stop, err
-	}
-	if wanted("relay") {
-		self, err := os.Executable()
-		if err != nil {
-			return targets, stop, err
+// proxy is pgproxy without caps, since a million rows are measured, and
+// without a limit of sessions.
+func (f *field) proxy(sync, auditLog string) func(addr string) (*exec.Cmd, error) {
+	return func(addr string) (*exec.Cmd, error) {
+		policy := filepath.Join(f.dir, "policy")
+		if err := os.WriteFile(policy, []byte(`{"default": {"access": "write", "max_rows": 0, "max_bytes": 0}}`), 0o600); err != nil {
+			return nil, err
 		}
-		cmd := exec.Command(self)
-		cmd.Env = append(os.Environ(), relayEnv+"="+addr+","+pg.Addr())
-		if err := start("relay", addr, cmd); err != nil {
-			return targets, stop, err
-		}
+		return exec.Command(filepath.Join(f.dir, "pgproxy"), "-dev-listen", addr, "-upstream", f.pg.DSN("app", "app"),
+			"-audit-log", auditLog, "-audit-sync", sync, "-debug-port", "0", "-log-level", "error",
+			"-max-sessions", "0", "-max-sessions-per-user", "0", "-quiet-login", "-policy", policy), nil
 	}
+}
 
-	if path, err := findPgbouncer(); err == nil && wanted("pgbouncer") {
-		if addr, err = freeAddr(); err != nil {
-			return targets, stop, err
-		}
-		cmd, err := pgbouncer(path, addr, pg, dir)
-		if err != nil {
-			return targets, stop, err
-		}
-		if err := start("pgbouncer", addr, cmd); err != nil {
-			return targets, stop, err
+func (f *field) relay(addr string) (*exec.Cmd, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(self)
+	cmd.Env = append(os.Environ(), relayEnv+"="+addr+","+f.pg.Addr())
+	return cmd, nil
+}
+
+// startTargets starts the ways to the database that this machine has.
+func (f *field) startTargets(ctx context.Context) error {
+	f.targets = []target{{name: "direct", addr: f.pg.Addr()}}
+	if err := f.start(ctx, "pgproxy", f.proxy("interval", filepath.Join(f.dir, "audit.jsonl"))); err != nil {
+		return err
+	}
+	if err := f.start(ctx, "relay", f.relay); err != nil {
+		return err
+	}
+	if path, err := findPgbouncer(); err == nil {
+		return f.start(ctx, "pgbouncer", func(addr string) (*exec.Cmd, error) { return pgbouncer(path, addr, f.pg, f.dir) })
+	}
+	return nil
+}
+
+// startAudits starts pgproxy with each way to keep records. Those of the first
+// go nowhere, which is as near to none as it comes.
+func (f *field) startAudits(ctx context.Context) error {
+	if err := f.start(ctx, "no records", f.proxy("never", os.DevNull)); err != nil {
+		return err
+	}
+	for _, sync := range []string{"never", "interval", "always"} {
+		if err := f.start(ctx, sync, f.proxy(sync, filepath.Join(f.dir, sync+".jsonl"))); err != nil {
+			return err
 		}
 	}
-	return targets, stop, nil
+	return nil
 }
 
 func buildProxy(ctx context.Context, dir string) error {
@@ -233,25 +264,28 @@ logfile = %s
 	return exec.Command(path, args...), nil
 }
 
-// measure fills the table: a row for each number, a column for each target.
-func measure(ctx context.Context, w io.Writer, pg *upstreamtest.Server, targets []target) error {
+// measure prints a table: a row for each number, a column for each target and
+// one for its ratio to the first.
+func measure(ctx context.Context, w io.Writer, list []measurement, targets []target) error {
 	tw := tabwriter.NewWriter(w, 0, 8, 2, ' ', tabwriter.AlignRight)
 	fmt.Fprint(tw, "\t")
-	for _, t := range targets {
+	for i, t := range targets {
 		fmt.Fprintf(tw, "%s\t", t.name)
-		if t.name != "direct" {
+		if i > 0 {
 			fmt.Fprint(tw, "ratio\t")
 		}
 	}
 	fmt.Fprintln(tw)
-	for _, m := range measurements(pg) {
+	for _, m := range list {
 		if err := m.row(ctx, tw, targets); err != nil {
 			return err
 		}
-		tw.Flush()
 	}
-	fmt.Fprintln(w, "\nratio: of direct; for speeds higher is better, for times lower. Median of", *rounds, "rounds.")
-	return memory(ctx, w, targets)
+	if err := tw.Flush(); err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "Ratios are to %q; higher is better for speeds, lower for times. Medians of %d rounds.\n", targets[0].name, *rounds)
+	return nil
 }
 
 // measurement is one number of a target.

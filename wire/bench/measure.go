@@ -18,9 +18,13 @@ import (
 	"pgproxy/upstream/upstreamtest"
 )
 
+// clientCounts are the numbers of clients that pgbench runs with.
+var clientCounts = []int{1, 8, 64}
+
+// measurements are all numbers; those of pgbench come first.
 func measurements(pg *upstreamtest.Server) []measurement {
-	list := []measurement{}
-	for _, clients := range []int{1, 8, 64} {
+	var list []measurement
+	for _, clients := range clientCounts {
 		list = append(list, measurement{fmt.Sprintf("statements/s, %d clients", clients), "%.0f",
 			func(ctx context.Context, addr string) (float64, error) { return pgbench(ctx, pg, addr, clients) }})
 	}
