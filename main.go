@@ -126,9 +126,10 @@ type config struct {
 	policyFile  string
 	capability  string
 
-	auditLog  string
-	auditSync audit.Sync
-	auditSQL  policy.Redaction
+	auditLog     string
+	auditSync    audit.Sync
+	auditSQL     policy.Redaction
+	auditMaxSize int
 
 	tls        string
 	requireTLS bool
@@ -170,6 +171,7 @@ func (c *config) declare(command string) {
 	fs.StringVar(&c.capability, "capability", "", "`name` of the app capability to read from tailnet grants, e.g. corp.example/cap/pgproxy")
 	fs.StringVar(&c.auditLog, "audit-log", "-", "`file` for audit records, - = stdout")
 	fs.Var(named(&c.auditSync, "interval", audit.ParseSync), "audit-sync", "`when` records are on disk: always = before a statement is sent, interval = within a second, never = when the kernel likes")
+	fs.Var(number(&c.auditMaxSize, 0, 0, 1<<20), "audit-max-size", "`MiB` past which the audit file is put aside under a name with the time; 0 = never")
 	fs.Var(named(&c.auditSQL, "redacted", policy.ParseRedaction), "audit-sql", "`how` statements are recorded: full, redacted (without secrets), normalized (without any literal)")
 	fs.StringVar(&c.tls, "tls", "off", "TLS for clients: off, tailnet (certificate of the MagicDNS name), or `CERTFILE:KEYFILE`")
 	fs.BoolVar(&c.requireTLS, "require-tls", false, "refuse clients without TLS")
@@ -574,7 +576,7 @@ func serve(ctx context.Context, c *config, _, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	records, err := audit.Open(c.auditLog, audit.Options{Sync: c.auditSync, Logger: log})
+	records, err := audit.Open(c.auditLog, audit.Options{Sync: c.auditSync, MaxSize: int64(c.auditMaxSize) << 20, Logger: log})
 	if err != nil {
 		return err
 	}
@@ -843,7 +845,7 @@ func (p *proxy) greet(ctx context.Context, login *upstream.Config) (*upstream.Co
 	return login.Dial(ctx, upstream.Request{Params: map[string]string{"application_name": "go-proxy check"}})
 }
 
-// serveHTTP serves until ctx ends.
+// serveHTTP serves until ctx ends, and what is under way for a second more.
 func (p *proxy) serveHTTP(ctx context.Context, ln net.Listener, handler http.Handler) {
 	srv := &http.Server{
 		Handler:           handler,
@@ -853,11 +855,20 @@ func (p *proxy) serveHTTP(ctx context.Context, ln net.Listener, handler http.Han
 		IdleTimeout:       time.Minute,
 		ErrorLog:          slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 	}
-	stop := context.AfterFunc(ctx, func() { srv.Close() })
-	defer stop()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		<-ctx.Done()
+		grace, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		if srv.Shutdown(grace) != nil {
+			srv.Close()
+		}
+	}()
 	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
 		p.log.Error("HTTP listener ended", "address", ln.Addr().String(), "err", err)
 	}
+	<-stopped
 }
 
 // check says what would be in force, or all that is wrong.

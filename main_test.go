@@ -73,6 +73,7 @@ var flags = []struct{ name, variable, def, other string }{
 	{"capability", "PGPROXY_CAPABILITY", "", "corp.example/cap/pgproxy"},
 	{"audit-log", "PGPROXY_AUDIT_LOG", "-", "/audit"},
 	{"audit-sync", "PGPROXY_AUDIT_SYNC", "interval", "always"},
+	{"audit-max-size", "PGPROXY_AUDIT_MAX_SIZE", "0", "64"}, // not in the contract: rotation by size needs one
 	{"audit-sql", "PGPROXY_AUDIT_SQL", "redacted", "normalized"},
 	{"tls", "PGPROXY_TLS", "off", "c.pem:k.pem"},
 	{"require-tls", "PGPROXY_REQUIRE_TLS", "false", "true"},

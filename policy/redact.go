@@ -2,6 +2,7 @@ package policy
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"hash/fnv"
 	"slices"
@@ -31,7 +32,7 @@ func ParseRedaction(name string) (Redaction, error) {
 	case "full":
 		return Full, nil
 	}
-	return 0, fmt.Errorf("audit SQL %q is not full, redacted or normalized", name)
+	return 0, errors.New("not full, redacted or normalized")
 }
 
 // marks take the place of what is masked: of a value and of a comment.

@@ -130,7 +130,7 @@ func (s *session) runPiece(st *statement, p piece, implicit bool) *sessionError 
 	for i := p.first; i <= p.last; i++ {
 		stmt := &st.msg.Statements[i]
 		writes = writes || s.changes(stmt)
-		hidden = hidden || stmt.Hidden
+		hidden = hidden || s.memory.Hidden(stmt)
 	}
 	savepoint := writes && !implicit && s.status == 'T'
 	if savepoint {

@@ -290,7 +290,7 @@ func TestCancelThatFails(t *testing.T) {
 // the gate. It returns how often the first was hit, and how often the next.
 func cancelTrials(t *testing.T, trials int, stop func(next int64) bool, cancel func(s *session, number uint64) *sync.WaitGroup) (hits, next int64) {
 	p := startProxy(t)
-	const sessions = 8
+	const sessions, short = 8, "SELECT pg_sleep(0.001)"
 	var left, firsts, nexts atomic.Int64
 	left.Store(int64(trials))
 	var wg sync.WaitGroup
@@ -305,23 +305,17 @@ func cancelTrials(t *testing.T, trials int, stop func(next int64) bool, cancel f
 					time.Sleep(rand.N(2500 * time.Microsecond))
 					pending <- cancel(s, first)
 				}()
-				one, two := tryQuery(c, "SELECT pg_sleep(0.001)"), tryQuery(c, "SELECT 1")
+				one, two := tryQuery(c, short), tryQuery(c, short)
 				(<-pending).Wait()
-				switch one {
-				case "D() C(SELECT 1) Z(I)":
-				case userCancel:
-					firsts.Add(1)
-				default:
-					t.Errorf("first statement: %s", one)
-					return
-				}
-				switch two {
-				case "D(1) C(SELECT 1) Z(I)":
-				case userCancel:
-					nexts.Add(1)
-				default:
-					t.Errorf("next statement: %s", two)
-					return
+				for hit, answer := range map[*atomic.Int64]string{&firsts: one, &nexts: two} {
+					switch {
+					case answer == "D() C(SELECT 1) Z(I)":
+					case strings.HasSuffix(answer, userCancel): // perhaps after the row
+						hit.Add(1)
+					default:
+						t.Errorf("got %s", answer)
+						return
+					}
 				}
 			}
 		})
@@ -405,7 +399,7 @@ func TestCancelRequestsNeverHitTheNext(t *testing.T) {
 					time.Sleep(rand.N(2 * time.Millisecond))
 					done <- p.tryCancel(c)
 				}()
-				if one := tryQuery(c, "SELECT pg_sleep(0.001)"); one == userCancel {
+				if one := tryQuery(c, "SELECT pg_sleep(0.001)"); strings.HasSuffix(one, userCancel) {
 					hits.Add(1)
 				}
 				if err := <-done; err != nil {

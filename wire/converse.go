@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -191,7 +192,7 @@ func (s *session) serveQuery(body []byte) *sessionError {
 	st = rest
 	d := policy.Decide(s.ctx, &st.rule, st.msg, &s.memory, catalog{s})
 	if d.Refusal == nil {
-		d.Refusal = s.wantReason(st)
+		d.Refusal = s.wantReason(st, d.Writes)
 	}
 	if d.Refusal != nil {
 		return s.deny(st, d)
@@ -232,8 +233,8 @@ func (s *session) read(st *statement, sql string) *policy.Refusal {
 
 // wantReason refuses statements that do more than read, where the rule wants a
 // reason for them and none was given.
-func (s *session) wantReason(st *statement) *policy.Refusal {
-	if !st.rule.RequireReason || !st.writes() {
+func (s *session) wantReason(st *statement, writes bool) *policy.Refusal {
+	if !st.rule.RequireReason || !writes {
 		return nil
 	}
 	s.mu.Lock()
@@ -312,6 +313,9 @@ func (s *session) perform(st *statement, d policy.Decision) *sessionError {
 	s.srv.metrics.statement(d.Kinds)
 	e := s.execute(st)
 	s.memory.Note(st.msg, st.cycle.sqlstate == "")
+	if st.rule.Access == policy.Admin && strings.Contains(strings.ToLower(st.sql), "statement_timeout") {
+		s.ownTimeout = true
+	}
 	return e
 }
 

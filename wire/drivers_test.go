@@ -246,7 +246,11 @@ func TestPgIsready(t *testing.T) {
 func TestPgDump(t *testing.T) {
 	upstreamtest.Shared(t).Exec(t, driverTables)
 	p := startProxy(t)
-	p.tool(t, "pg_dump", "-n", "drivers", "app").want(t, 1, "pg_dump: error: ", "ERROR:  pgproxy: ", "statement_timeout")
+	atWrite := p.tool(t, "pg_dump", "-n", "drivers", "app")
+	if strings.Contains(atWrite.errs, "server version mismatch") {
+		t.Skip("this machine's pg_dump is older than its server")
+	}
+	atWrite.want(t, 1, "pg_dump: error: ", "ERROR:  pgproxy: ", "statement_timeout")
 
 	admin := startProxy(t, withRule(func(r *policy.Rule) { r.Access = policy.Admin }))
 	admin.tool(t, "pg_dump", "-n", "drivers", "app").want(t, 1, "COPY TO STDOUT is not supported")

@@ -23,7 +23,7 @@ var (
 	execute  = appendFrame(nil, 'E', []byte("\x00\x00\x00\x00\x00")...)
 	closeIt  = appendFrame(nil, 'C', []byte("P\x00")...)
 	flush    = appendFrame(nil, 'H')
-	sync_    = appendFrame(nil, 'S')
+	syncNow  = appendFrame(nil, 'S')
 	call     = appendFrame(nil, 'F', []byte("\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")...)
 	copyData = appendFrame(nil, 'd', []byte("1\t7\n")...)
 	copyDone = appendFrame(nil, 'c')
@@ -42,22 +42,22 @@ func TestExtendedProtocolIsRefused(t *testing.T) {
 		send [][]byte
 		want string // Z stands for ReadyForQuery with the status
 	}{
-		{"P B D E S", [][]byte{parse, bind, describe, execute, sync_}, refusal + " Z"},
-		{"P Q S", [][]byte{parse, update, sync_}, refusal + " Z"},
-		{"P Q F d c f H S", [][]byte{parse, update, call, copyData, copyDone, copyFail, flush, sync_}, refusal + " Z"},
-		{"P P S S", [][]byte{parse, parse, sync_, sync_}, refusal + " Z Z"},
-		{"P S P S", [][]byte{parse, sync_, parse, sync_}, refusal + " Z " + refusal + " Z"},
-		{"S S S", [][]byte{sync_, sync_, sync_}, "Z Z Z"},
-		{"B", [][]byte{bind, sync_}, refusal + " Z"},
-		{"D", [][]byte{describe, sync_}, refusal + " Z"},
-		{"E", [][]byte{execute, sync_}, refusal + " Z"},
-		{"C", [][]byte{closeIt, sync_}, refusal + " Z"},
-		{"H", [][]byte{flush, flush, sync_}, "Z"},
-		{"d c f", [][]byte{copyData, copyDone, copyFail, sync_}, "Z"},
-		{"F", [][]byte{call, sync_}, refusalOfF + " Z Z"},
+		{"P B D E S", [][]byte{parse, bind, describe, execute, syncNow}, refusal + " Z"},
+		{"P Q S", [][]byte{parse, update, syncNow}, refusal + " Z"},
+		{"P Q F d c f H S", [][]byte{parse, update, call, copyData, copyDone, copyFail, flush, syncNow}, refusal + " Z"},
+		{"P P S S", [][]byte{parse, parse, syncNow, syncNow}, refusal + " Z Z"},
+		{"P S P S", [][]byte{parse, syncNow, parse, syncNow}, refusal + " Z " + refusal + " Z"},
+		{"S S S", [][]byte{syncNow, syncNow, syncNow}, "Z Z Z"},
+		{"B", [][]byte{bind, syncNow}, refusal + " Z"},
+		{"D", [][]byte{describe, syncNow}, refusal + " Z"},
+		{"E", [][]byte{execute, syncNow}, refusal + " Z"},
+		{"C", [][]byte{closeIt, syncNow}, refusal + " Z"},
+		{"H", [][]byte{flush, flush, syncNow}, "Z"},
+		{"d c f", [][]byte{copyData, copyDone, copyFail, syncNow}, "Z"},
+		{"F", [][]byte{call, syncNow}, refusalOfF + " Z Z"},
 		{"F F", [][]byte{call, call}, refusalOfF + " Z " + refusalOfF + " Z"},
 		{"Sync with a body", [][]byte{appendFrame(nil, 'S', 0)}, brokenStatus + " Z"},
-		{"P, Sync with a body", [][]byte{parse, appendFrame(nil, 'S', 0), sync_}, refusal + " " + brokenStatus + " Z Z"},
+		{"P, Sync with a body", [][]byte{parse, appendFrame(nil, 'S', 0), syncNow}, refusal + " " + brokenStatus + " Z Z"},
 	} {
 		for _, state := range []struct{ name, begin, status, after string }{
 			{"idle", "", "I", "I"},
@@ -112,7 +112,7 @@ func TestExtendedRefusalIsFlushed(t *testing.T) {
 	if hint := parseErrorFields(f.body).hint; !strings.Contains(hint, "QueryExecModeSimpleProtocol") || !strings.Contains(hint, "preferQueryMode=simple") {
 		t.Errorf("hint: %s", hint)
 	}
-	c.send(sync_)
+	c.send(syncNow)
 	if got := c.answer(); got != "Z(I)" {
 		t.Errorf("got %s", got)
 	}
@@ -248,7 +248,7 @@ func TestPipelinedQueries(t *testing.T) {
 func TestMessagesInPieces(t *testing.T) {
 	p := startProxy(t)
 	c := p.login(t)
-	for _, b := range slices.Concat(appendQuery(nil, "SELECT 1"), parse, sync_) {
+	for _, b := range slices.Concat(appendQuery(nil, "SELECT 1"), parse, syncNow) {
 		c.send([]byte{b})
 	}
 	if got := c.answer() + " " + c.answer(); got != "D(1) C(SELECT 1) Z(I) "+refusal+" Z(I)" {

@@ -33,10 +33,6 @@ type frames struct {
 	r, w int
 }
 
-// unread returns the bytes that were read from the connection and not yet
-// consumed. They are valid until the next fill.
-func (f *frames) unread() []byte { return f.buf[f.r:f.w] }
-
 // header returns the next message's type and the length of its body. ok is
 // false when fewer than five bytes are at hand. A length word below four is
 // errFraming.
@@ -87,14 +83,6 @@ func (f *frames) grow(want int) {
 	f.w = copy(buf, f.buf[f.r:f.w])
 	f.r = 0
 	f.buf = buf
-}
-
-// use gives the reader another buffer and returns the one it had. The unread
-// bytes move along; buf must have room for them.
-func (f *frames) use(buf []byte) (old []byte) {
-	n := copy(buf, f.buf[f.r:f.w])
-	old, f.buf, f.r, f.w = f.buf, buf, 0, n
-	return old
 }
 
 // rest lets go of a large buffer when nothing is in it.

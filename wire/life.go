@@ -326,16 +326,17 @@ func (s *session) recheck(ctx context.Context) {
 	}
 	var rule policy.Rule
 	if err == nil && caller.Who() != s.caller.Who() {
-		err = fmt.Errorf("the caller is now %q", caller.Who())
+		err = &policy.Refusal{Message: "pgproxy: this device is now " + caller.Who()}
 	}
 	if err == nil {
 		rule, err = s.srv.Rules(caller)
 	}
 	if err == nil && !rule.Serves(s.database) {
-		err = fmt.Errorf("database %q is no longer granted", s.database)
+		err = &policy.Refusal{Message: fmt.Sprintf("pgproxy: database %q is not served to you any more", s.database)}
 	}
 	if err != nil {
 		e := fatal(codeAdminShutdown, "pgproxy: your access has ended", reasonRevoked)
+		e.detail = "The tailnet does not know this device any more, or its key has expired."
 		if r, ok := errors.AsType[*policy.Refusal](err); ok {
 			e.detail, e.hint = r.Message, r.Hint
 		}

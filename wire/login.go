@@ -72,6 +72,7 @@ func (s *session) parameters() (map[string]string, policy.Rule, *sessionError) {
 	}
 	if rule.Access == policy.Read {
 		params["default_transaction_read_only"] = "on"
+		s.readLogin = true
 	}
 	_, s.ownTimeout = theirs["statement_timeout"]
 	maps.Copy(params, theirs)

@@ -75,7 +75,7 @@ func (s *session) stateLocked() string {
 	return "idle"
 }
 
-var sessionColumns = []string{"session", "user", "node", "database", "state", "since", "state_age", "statements", "rows", "bytes", "statement"}
+var sessionColumns = []string{"session", "user", "node", "database", "state", "since", "state_age", "tx_age", "statements", "rows", "bytes", "statement"}
 
 // sessionRows are the live sessions that this one may see: its caller's own,
 // or all of them.
@@ -88,8 +88,12 @@ func (s *session) sessionRows() [][]string {
 		if !viewer.Sees(i.User) {
 			continue
 		}
+		txAge := ""
+		if !i.TxSince.IsZero() {
+			txAge = time.Since(i.TxSince).Round(time.Second).String()
+		}
 		rows = append(rows, []string{i.ID, i.User, i.Node, i.Database, i.State, i.Since.UTC().Format(time.RFC3339),
-			time.Since(i.StateSince).Round(time.Second).String(), itoa(i.Statements), itoa(i.Rows), itoa(i.Bytes), i.SQL})
+			time.Since(i.StateSince).Round(time.Second).String(), txAge, itoa(i.Statements), itoa(i.Rows), itoa(i.Bytes), i.SQL})
 	}
 	return rows
 }

@@ -166,7 +166,11 @@ func (c catalog) Query(_ context.Context, sql string) ([][]string, error) {
 // terminateBackend ends the session's backend from another connection of the
 // same role.
 func (s *session) terminateBackend(ctx context.Context) error {
-	up, err := s.srv.Dial(ctx, upstream.Request{Database: s.database, Params: map[string]string{"application_name": "pgproxy ending a stuck statement"}})
+	params := map[string]string{"application_name": "pgproxy ending a stuck statement"}
+	if s.readLogin {
+		params["default_transaction_read_only"] = "on"
+	}
+	up, err := s.srv.Dial(ctx, upstream.Request{Database: s.database, Params: params})
 	if err != nil {
 		return err
 	}

@@ -9,8 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"sync"
@@ -369,28 +367,4 @@ func (p *proxy) cancel(t testing.TB, from string, c *client) {
 	if got, _ := io.ReadAll(k.conn); len(got) > 0 {
 		t.Errorf("a cancel request was answered: %q", got)
 	}
-}
-
-// psql runs psql through the proxy and returns its output, its errors and its
-// exit code.
-func (p *proxy) psql(t testing.TB, stdin string, args ...string) (stdout, stderr string, code int) {
-	t.Helper()
-	path, err := upstreamtest.Shared(t).Psql()
-	if err != nil {
-		t.Skip(err)
-	}
-	host, port, _ := net.SplitHostPort(p.addr)
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, path, append([]string{"-X", "-h", host, "-p", port, "-U", "x"}, args...)...)
-	cmd.Env = append(os.Environ(), "PGPASSWORD=", "LC_ALL=C.UTF-8", "PGSSLMODE=prefer")
-	cmd.Stdin = strings.NewReader(stdin)
-	var out, errs bytes.Buffer
-	cmd.Stdout, cmd.Stderr = &out, &errs
-	if err := cmd.Run(); err != nil {
-		if _, ok := errors.AsType[*exec.ExitError](err); !ok {
-			t.Fatal(err)
-		}
-	}
-	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
 }

@@ -23,7 +23,6 @@ const (
 // what was held back, what is to be said about it.
 type cycle struct {
 	number uint64 // in the gate
-	first  int    // statements the answer does not speak of (the proxy's own)
 	index  int    // the statement in the message that is being answered
 
 	left    int  // bytes of the current frame that are still to come
@@ -34,6 +33,7 @@ type cycle struct {
 	stmtRows, stmtBytes int64 // of the current statement
 	capped              string
 	anyCapped           bool
+	muted               bool  // the client knows that notices are left out
 	affected            int64 // rows changed, as the tags say
 	tag                 string
 	sqlstate, failure   string
@@ -270,23 +270,6 @@ func (s *session) takeRow(st *statement, size int) bool {
 	return true
 }
 
-// writes reports whether the message may do anything but read.
-func (st *statement) writes() bool {
-	for i := range st.msg.Statements {
-		if stmt := &st.msg.Statements[i]; stmt.Changes || !stmt.Reads && !quiet[stmt.Kind] {
-			return true
-		}
-	}
-	return false
-}
-
-// quiet are the kinds that do more than read rows and yet change no data.
-var quiet = map[string]bool{
-	"BEGIN": true, "START TRANSACTION": true, "COMMIT": true, "ROLLBACK": true, "SAVEPOINT": true, "RELEASE": true,
-	"SHOW": true, "SET": true, "RESET": true, "EXPLAIN": true, "DECLARE CURSOR": true, "FETCH": true, "MOVE": true,
-	"CLOSE CURSOR": true, "CLOSE": true, "LISTEN": true, "UNLISTEN": true, "PREPARE": true, "DEALLOCATE": true,
-}
-
 // capReached begins to throw rows away. Where nothing can be lost by it the
 // statement is cancelled; anything that may have changed rows has already done
 // so by its first row, and is let run to its end.
@@ -346,7 +329,12 @@ func (s *session) openFrame(st *statement, typ byte, size int, body []byte) *ses
 	case 'E':
 		return s.failed(st, size, body, passOn, swallow)
 	case 'N':
-		if c.quietBegin || st.rule.MaxBytes > 0 && c.stmtBytes+int64(whole) > st.rule.MaxBytes {
+		if c.quietBegin {
+			swallow()
+			return nil
+		}
+		if limit := st.rule.MaxBytes; limit > 0 && c.stmtBytes+int64(whole) > limit {
+			s.mute(st)
 			swallow()
 			return nil
 		}
@@ -371,6 +359,18 @@ func (s *session) openFrame(st *statement, typ byte, size int, body []byte) *ses
 		return s.garbled(st, typ)
 	}
 	return nil
+}
+
+// mute tells, once in an answer, that notices are thrown away.
+func (s *session) mute(st *statement) {
+	c := &st.cycle
+	if c.muted {
+		return
+	}
+	c.muted, c.anyCapped = true, true
+	s.srv.metrics.capped("max_bytes")
+	s.emit((&sessionError{severity: "WARNING", code: codeWarning,
+		message: fmt.Sprintf("pgproxy: notices were left out: max_bytes is %d", st.rule.MaxBytes)}).append(nil))
 }
 
 // garbled ends a session whose upstream sends what cannot be an answer.

@@ -71,6 +71,9 @@ type session struct {
 	// ownTimeout says that an admin has changed the server's
 	// statement_timeout, which is then the only one.
 	ownTimeout bool
+	// readLogin says that the upstream connection was asked for as read-only,
+	// for which there may be a login of its own.
+	readLogin bool
 
 	// Totals, written by the session goroutine, read by anyone.
 	statements, rows, bytes atomic.Int64

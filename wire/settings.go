@@ -139,6 +139,9 @@ func (s *session) follow() *sessionError {
 	if s.status != 'I' {
 		return nil // what is set inside of a transaction may be rolled back with it
 	}
+	if rule.Access != policy.Admin && s.ownTimeout { // what an admin set does not outlive being one
+		s.ownTimeout, r.timeout = false, -1
+	}
 	if rule.StatementTimeout != r.timeout && !s.ownTimeout {
 		if e := s.set("SET statement_timeout TO " + serverMillis(rule.StatementTimeout)); e != nil {
 			return e

@@ -39,7 +39,7 @@ func ParseSync(name string) (Sync, error) {
 	case "never":
 		return SyncNever, nil
 	}
-	return 0, fmt.Errorf("audit sync %q is not always, interval or never", name)
+	return 0, errors.New("not always, interval or never")
 }
 
 // Options are the choices for a Writer. The zero value is ready to use.

@@ -55,7 +55,7 @@ func (p *Page) ask(w http.ResponseWriter, r *http.Request, v wire.Viewer, verb s
 	}
 	q := question{action: acts[verb], Page: p, Verb: verb, ID: id}
 	if info := list[i]; v.Sees(info.User) {
-		q.Session = &session{Info: info, Own: info.User == v.Who(), Tone: tone(info.State), Now: time.Now()}
+		q.Session = &session{Info: info, Own: info.User == v.Who(), Tone: tone(info.State), Whole: true, Now: time.Now()}
 	}
 	if !v.Ends(list[i].User) {
 		p.fail(w, http.StatusForbidden, wire.ErrNotAllowed)

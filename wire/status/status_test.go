@@ -374,8 +374,10 @@ func TestProfilesNeedObserve(t *testing.T) {
 	if w := get(t, busyNight(), watch, "/debug/pprof/goroutine?debug=1"); w.Code != http.StatusOK {
 		t.Errorf("with may_observe: got %d", w.Code)
 	}
-	if w := get(t, busyNight(), watch, "/debug/pprof/cmdline"); w.Code == http.StatusOK {
-		t.Errorf("the command line is shown: %s", w.Body)
+	for _, target := range []string{"/debug/pprof/cmdline", "/debug/vars"} {
+		if w := get(t, busyNight(), watch, target); w.Code != http.StatusNotFound {
+			t.Errorf("%s, which shows the command line: got %d", target, w.Code)
+		}
 	}
 }
 
@@ -513,11 +515,18 @@ func TestUpstreamHealth(t *testing.T) {
 
 func TestAges(t *testing.T) {
 	for want, d := range map[string]time.Duration{
-		"0 ms": 0, "7 ms": 7 * time.Millisecond, "59 s": 59*time.Second + 900*time.Millisecond, "1 min 0 s": time.Minute,
+		"0 s": 7 * time.Millisecond, "59 s": 59*time.Second + 900*time.Millisecond, "1 min": time.Minute,
 		"2 h 5 min": 2*time.Hour + 5*time.Minute + 59*time.Second, "3 d 4 h": 76 * time.Hour,
 	} {
 		if got := age(d); got != want {
 			t.Errorf("age(%v) = %q, want %q", d, got, want)
+		}
+	}
+	for want, d := range map[string]time.Duration{
+		"0.4 ms": 400 * time.Microsecond, "21 ms": 21 * time.Millisecond, "3.2 s": 3200 * time.Millisecond, "1 min 1 s": 61 * time.Second,
+	} {
+		if got := took(d); got != want {
+			t.Errorf("took(%v) = %q, want %q", d, got, want)
 		}
 	}
 	for want, n := range map[string]int64{"0 B": 0, "1023 B": 1023, "1.5 KiB": 1536, "16.0 MiB": 16 << 20} {

@@ -20,7 +20,7 @@ import (
 var source string
 
 var pages = template.Must(template.New("").Funcs(template.FuncMap{
-	"age": age, "size": size, "plural": plural, "utc": utc, "preview": preview, "long": long,
+	"age": age, "took": took, "size": size, "plural": plural, "utc": utc, "preview": preview,
 }).Parse(source))
 
 // shownStatements is how many statements the page lists; the JSON has all.
@@ -47,8 +47,11 @@ type session struct {
 	wire.Info
 	Own, Ends bool
 	Tone      string // how the state is coloured
+	Whole     bool   // the statement is not folded
 	Now       time.Time
 }
+
+func (s session) Folded() bool { return !s.Whole && long(s.SQL) }
 
 // Active reports whether there is a statement to cancel.
 func (s session) Active() bool { return s.State == "active" }
@@ -73,6 +76,8 @@ type statement struct {
 
 // ID tells the statement from all others on the page.
 func (s statement) ID() string { return s.Session + "-" + strconv.FormatInt(s.Seq, 10) }
+
+func (s statement) Folded() bool { return long(s.SQL) }
 
 func (s statement) Age() time.Duration { return s.Now.Sub(s.Time) }
 
@@ -294,22 +299,38 @@ func writeJSON(w http.ResponseWriter, list any) {
 	json.NewEncoder(w).Encode(list) // who reads has gone, if it fails
 }
 
-// age says a duration as people do: its two largest units.
+// age says how long something has been so, in its two largest units.
 func age(d time.Duration) string {
 	const day = 24 * time.Hour
+	two := func(big, small time.Duration, bigName, smallName string) string {
+		words := fmt.Sprintf("%d %s", d/big, bigName)
+		if rest := d % big / small; rest > 0 {
+			words += fmt.Sprintf(" %d %s", rest, smallName)
+		}
+		return words
+	}
 	switch {
-	case d < time.Millisecond:
-		return "0 ms"
+	case d < time.Minute:
+		return fmt.Sprintf("%d s", max(d, 0)/time.Second)
+	case d < time.Hour:
+		return two(time.Minute, time.Second, "min", "s")
+	case d < day:
+		return two(time.Hour, time.Minute, "h", "min")
+	}
+	return two(day, time.Hour, "d", "h")
+}
+
+// took says how long something took, to two digits at least.
+func took(d time.Duration) string {
+	switch {
+	case d < 10*time.Millisecond:
+		return fmt.Sprintf("%.1f ms", float64(d)/float64(time.Millisecond))
 	case d < time.Second:
 		return fmt.Sprintf("%d ms", d.Milliseconds())
-	case d < time.Minute:
-		return fmt.Sprintf("%d s", d/time.Second)
-	case d < time.Hour:
-		return fmt.Sprintf("%d min %d s", d/time.Minute, d%time.Minute/time.Second)
-	case d < day:
-		return fmt.Sprintf("%d h %d min", d/time.Hour, d%time.Hour/time.Minute)
+	case d < 10*time.Second:
+		return fmt.Sprintf("%.1f s", d.Seconds())
 	}
-	return fmt.Sprintf("%d d %d h", d/day, d%day/time.Hour)
+	return age(d)
 }
 
 // size says a number of bytes in the largest unit that fits.
