@@ -17,20 +17,20 @@ import (
 func TestCtrlC(t *testing.T) {
 	t.Parallel()
 	p := start(t)
-	cmd := psql(t, p, alice, "-c", "SELECT pg_sleep(60) AS ctrlc", "-c", "SELECT 'next one unharmed'")
+	cmd := psql(t, p, alice, "-c", "SELECT pg_sleep(60) AS ctrlc")
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	eventually(t, patience, "psql's statement runs", func() bool {
-		return len(postgres.Exec(t, "SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%AS ctrlc'")) == 1
+		return len(postgres.Exec(t, "SELECT pid FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND query LIKE '%AS ctrlc'")) == 1
 	})
 	if err := cmd.Process.Signal(syscall.SIGINT); err != nil {
 		t.Fatal(err)
 	}
 	cmd.Wait() // what it said tells
-	if said := out.String(); !strings.Contains(said, "canceling statement due to user request") || !strings.Contains(said, "next one unharmed") {
+	if said := out.String(); !strings.Contains(said, "canceling statement due to user request") {
 		t.Errorf("psql said\n%s", said)
 	}
 	r := p.record(t, "the cancel", func(r audit.Record) bool { return r.Event == audit.Cancel })

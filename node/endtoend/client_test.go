@@ -186,20 +186,24 @@ func wantCode(t *testing.T, what string, err error, code string) *pgconn.PgError
 
 // statement is one that runs in the background.
 type statement struct {
-	s    *session
-	done chan error // receives its error, once
+	done chan struct{}
+	err  error // valid after done
 }
 
 // begin starts a statement, and returns when the server has it sleeping: sql
 // must call pg_sleep.
 func (s *session) begin(t *testing.T, sql string) *statement {
 	t.Helper()
-	st := &statement{s, make(chan error, 1)}
+	st := &statement{done: make(chan struct{})}
 	ctx := t.Context()
 	go func() {
-		_, err := s.Exec(ctx, sql).ReadAll()
-		st.done <- err
+		defer close(st.done)
+		_, st.err = s.Exec(ctx, sql).ReadAll()
 	}()
+	t.Cleanup(func() { // before the session's own
+		s.Conn().Close()
+		<-st.done
+	})
 	eventually(t, patience, sql+" runs", func() bool { return s.backend(t) == "PgSleep" })
 	return st
 }
@@ -208,8 +212,8 @@ func (s *session) begin(t *testing.T, sql string) *statement {
 func (st *statement) wait(t *testing.T, limit time.Duration) error {
 	t.Helper()
 	select {
-	case err := <-st.done:
-		return err
+	case <-st.done:
+		return st.err
 	case <-time.After(limit):
 		t.Fatalf("the statement has not ended within %v", limit)
 		return nil
@@ -224,14 +228,14 @@ func (s *session) backend(t *testing.T) string {
 	if len(rows) == 0 {
 		return ""
 	}
-	return "" + rows[0][0]
+	return rows[0][0]
 }
 
 // gone waits until the session's backend has ended, on the server.
 func (s *session) gone(t *testing.T, limit time.Duration) {
 	t.Helper()
 	eventually(t, limit, "the backend has ended", func() bool {
-		return len(postgres.Exec(t, "SELECT FROM pg_stat_activity WHERE pid = "+uitoa(s.PID()))) == 0
+		return len(postgres.Exec(t, "SELECT pid FROM pg_stat_activity WHERE pid = "+uitoa(s.PID()))) == 0
 	})
 }
 

@@ -39,7 +39,7 @@ func (l *live) endsNow(t *testing.T, p *proxy, lost time.Time, told bool) {
 			t.Errorf("%s ended with %s, %q", s.id, r.SQLState, r.Reason)
 		}
 	}
-	if n := postgres.Exec(t, "SELECT n FROM " + l.table)[0][0]; n != "1" {
+	if n := postgres.Exec(t, "SELECT n FROM "+l.table)[0][0]; n != "1" {
 		t.Errorf("the row is %s: the transaction was committed", n)
 	}
 	if !told {
@@ -116,7 +116,7 @@ func TestAccessIsNarrowed(t *testing.T) {
 	t.Parallel()
 	t.Run("by a grant", func(t *testing.T) {
 		t.Parallel()
-		peer := join(t, nodetest.Device{Name: "narrowed", Login: "narrowed@example.com"})
+		peer := join(t, deviceOf("narrowed"))
 		tailnet.Grant("narrowed@example.com", capability, `{"access": "write"}`)
 		p := start(t, "-capability", capability)
 		l := open(t, p, peer)

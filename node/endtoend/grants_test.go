@@ -5,20 +5,18 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-
-	"pgproxy/node/nodetest"
 )
 
 // The tailnet's grants decide what a person may do.
 func TestGrantsDecide(t *testing.T) {
 	t.Parallel()
 	p := start(t, "-capability", capability, "-policy", policyFile(t, `{"default": null, "callers": {"alice@example.com": {"access": "write", "max_rows": 7}}}`))
-	postgres.ExecAs(t, "app", "app", "CREATE TABLE granted (id int); INSERT INTO granted SELECT generate_series(1, 100)")
+	table(t, "granted", "id int", "SELECT generate_series(1, 100)")
 	const changes = "INSERT INTO granted VALUES (0)"
 	const rows = "SELECT * FROM granted"
 
 	t.Run("read", func(t *testing.T) {
-		reader := join(t, nodetest.Device{Name: "reader", Login: "reader@example.com"})
+		reader := join(t, deviceOf("reader"))
 		tailnet.Grant("reader@example.com", capability, `{"access": "read", "max_rows": 5}`)
 		s := p.connect(t, reader)
 		if e := s.refused(t, changes, "42501"); e.Detail == "" || e.Hint == "" {
@@ -34,7 +32,7 @@ func TestGrantsDecide(t *testing.T) {
 		}
 	})
 	t.Run("several add up", func(t *testing.T) {
-		both := join(t, nodetest.Device{Name: "both", Login: "both@example.com"})
+		both := join(t, deviceOf("both"))
 		tailnet.Grant("both@example.com", capability, `{"access": "read", "max_rows": 200}`, `{"access": "write", "max_rows": 5}`)
 		s := p.connect(t, both)
 		s.query(t, "BEGIN; "+changes+"; ROLLBACK")
@@ -43,7 +41,7 @@ func TestGrantsDecide(t *testing.T) {
 		}
 	})
 	t.Run("unreadable", func(t *testing.T) {
-		odd := join(t, nodetest.Device{Name: "odd", Login: "odd@example.com"})
+		odd := join(t, deviceOf("odd"))
 		tailnet.Grant("odd@example.com", capability, `{"access": "reed"}`)
 		_, err := p.tryConnect(t, odd)
 		if e := wantCode(t, "with a grant that cannot be read", err, "28000"); !strings.Contains(e.Hint, "cannot be read") && !strings.Contains(e.Hint, "can be read") {

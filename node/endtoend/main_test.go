@@ -107,8 +107,18 @@ func join(t *testing.T, d nodetest.Device) *nodetest.Peer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { p.Close() })
+	t.Cleanup(func() {
+		p.Close()
+		tailnet.Remove(p.Name) // which the test may have done
+	})
 	return p
+}
+
+// table makes a table for one test, the proxy's login being its owner.
+func table(t *testing.T, name, columns, rows string) {
+	t.Helper()
+	postgres.ExecAs(t, "app", "app", "CREATE TABLE "+name+" ("+columns+"); INSERT INTO "+name+" "+rows)
+	t.Cleanup(func() { postgres.Exec(t, "DROP TABLE "+name) })
 }
 
 // eventually waits until ok holds.
@@ -147,4 +157,9 @@ func cleanEnv() []string {
 	return slices.DeleteFunc(os.Environ(), func(entry string) bool {
 		return strings.HasPrefix(entry, "PG") || strings.HasPrefix(entry, "TS_") || strings.HasPrefix(entry, "UPSTREAM_DSN=")
 	})
+}
+
+// deviceOf is a device, of a login that goes by the same name.
+func deviceOf(name string) nodetest.Device {
+	return nodetest.Device{Name: name, Login: name + "@example.com"}
 }

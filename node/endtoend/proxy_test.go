@@ -3,6 +3,7 @@ package endtoend
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -39,10 +40,17 @@ func start(t *testing.T, args ...string) *proxy {
 	return startIn(t, tailnet, args...)
 }
 
+// startIn is start in another tailnet.
 func startIn(t *testing.T, tn *nodetest.Tailnet, args ...string) *proxy {
 	t.Helper()
-	p := &proxy{name: fmt.Sprintf("pgproxy-%d", started.Add(1))}
-	p.launch(t, postgres, append([]string{
+	return startAs(t, tn, fmt.Sprintf("pgproxy-%d", started.Add(1)), nil, args...)
+}
+
+// startAs is startIn under a name, with more in its environment.
+func startAs(t *testing.T, tn *nodetest.Tailnet, name string, env []string, args ...string) *proxy {
+	t.Helper()
+	p := &proxy{name: name}
+	p.launch(t, postgres, env, append([]string{
 		"-hostname", p.name, "-advertise-tags", "tag:pgproxy", "-control-url", tn.ControlURL(), "-state-dir", t.TempDir(),
 	}, args...))
 	t.Cleanup(func() { tn.Remove(p.name) })
@@ -58,14 +66,22 @@ func startIn(t *testing.T, tn *nodetest.Tailnet, args ...string) *proxy {
 func startDev(t *testing.T, server *upstreamtest.Server, args ...string) *proxy {
 	t.Helper()
 	p := &proxy{}
-	p.launch(t, server, append([]string{"-dev-listen", "127.0.0.1:0", "-dev-node", "here"}, args...))
+	p.launch(t, server, nil, append([]string{"-dev-listen", "127.0.0.1:0", "-debug-port", "0", "-dev-node", "here"}, args...))
 	p.addr = p.log.await(t, "serving")["address"].(string)
 	return p
 }
 
-// launch runs the process till the test's end. Args may name another audit log
-// than the one in a directory of the test's.
-func (p *proxy) launch(t *testing.T, server *upstreamtest.Server, args []string) {
+// launch runs the process till the test's end, and then looks at what it has
+// left.
+func (p *proxy) launch(t *testing.T, server *upstreamtest.Server, env, args []string) {
+	t.Helper()
+	p.run(t, server, env, args)
+	t.Cleanup(func() { p.end(t) })
+}
+
+// run starts the process, with env added to its environment. Args may name another audit log than the one in a
+// directory of the test's.
+func (p *proxy) run(t *testing.T, server *upstreamtest.Server, env, args []string) {
 	t.Helper()
 	if p.audit = following(args, "-audit-log"); p.audit == "" {
 		p.audit = filepath.Join(t.TempDir(), "audit.jsonl")
@@ -78,18 +94,20 @@ func (p *proxy) launch(t *testing.T, server *upstreamtest.Server, args []string)
 		"TS_DISABLE_PORTMAPPER=true",
 		"UPSTREAM_DSN="+server.DSN("app", "app"),
 	)
+	p.cmd.Env = append(p.cmd.Env, env...)
 	p.cmd.Stdout, p.cmd.Stderr = &p.log, &p.log
+	p.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true} // to see whether it leaves children
+	p.cmd.WaitDelay = patience
 	p.log.grown = make(chan struct{})
 	p.exited = make(chan struct{})
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
 	go func() {
-		p.cmd.Wait()
+		p.cmd.Wait() // the state has all that it could say
 		p.log.close()
 		close(p.exited)
 	}()
-	t.Cleanup(func() { p.end(t) })
 }
 
 // following is the argument after a flag.
@@ -106,6 +124,9 @@ func following(args []string, flag string) string {
 // log, and no secret anywhere.
 func (p *proxy) end(t *testing.T) {
 	p.kill()
+	eventually(t, patience, "pgproxy's children have ended", func() bool {
+		return errors.Is(syscall.Kill(-p.cmd.Process.Pid, 0), syscall.ESRCH)
+	})
 	said := p.log.String()
 	records, err := os.ReadFile(p.audit)
 	if err != nil {
