@@ -7,11 +7,12 @@ import (
 	"net"
 )
 
-// Sizes of the buffers, in bytes. A session at rest holds restBuffer for each
-// side and no more; a running statement borrows larger ones.
+// Sizes of the buffers, in bytes. They begin with restBuffer, and grow while
+// reads fill them; a session at rest holds no more than minBuffer for each
+// side.
 const (
 	headerLen  = 5 // type byte and length word
-	restBuffer = 512
+	restBuffer = 2 << 10
 	minBuffer  = 8 << 10  // PostgreSQL sends in pieces of 8 KiB (PqSendBuffer)
 	maxBuffer  = 64 << 10 // one read of a fast result
 )
@@ -48,9 +49,10 @@ func (f *frames) header() (typ byte, body int, ok bool, err error) {
 }
 
 // fill reads once from the connection, having made room for at least one byte.
-// The buffer grows to want bytes, but only as the data that fills it really
-// arrives: a header that promises 1 GiB costs its sender 1 GiB.
+// The buffer grows towards want bytes, but only when the last read has filled
+// it: a header that promises 1 GiB costs its sender 1 GiB.
 func (f *frames) fill(want int) error {
+	full := f.w == len(f.buf)
 	switch {
 	case f.r == f.w:
 		f.r, f.w = 0, 0
@@ -58,7 +60,7 @@ func (f *frames) fill(want int) error {
 		f.w = copy(f.buf, f.buf[f.r:f.w])
 		f.r = 0
 	}
-	if f.w == len(f.buf) || len(f.buf) == 0 {
+	if full && len(f.buf) < want || f.w == len(f.buf) {
 		f.grow(want)
 	}
 	n, err := f.conn.Read(f.buf[f.w:])
@@ -75,9 +77,9 @@ func (f *frames) fill(want int) error {
 	return err
 }
 
-// grow doubles the buffer, towards want and no further than it needs.
+// grow makes the buffer four times as large, towards want and no further.
 func (f *frames) grow(want int) {
-	size := min(max(2*len(f.buf), restBuffer), max(want, minBuffer))
+	size := min(max(4*len(f.buf), restBuffer), max(want, minBuffer))
 	size = max(size, f.w-f.r+restBuffer)
 	buf := make([]byte, size)
 	f.w = copy(buf, f.buf[f.r:f.w])

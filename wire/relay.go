@@ -143,13 +143,17 @@ func (s *session) setClock(limit time.Duration) {
 func (s *session) relay(st *statement) *sessionError {
 	for {
 		e := s.walk(st)
-		s.flush()
+		if st.cycle.done {
+			s.adopt() // what is left to be said goes out in one write
+		} else {
+			s.flush()
+		}
 		s.sentRows.Store(st.cycle.rows)
 		s.sentBytes.Store(st.cycle.bytes)
 		if e != nil || st.cycle.done {
 			return e
 		}
-		if err := s.upstream.fill(s.readSize(st)); err != nil {
+		if err := s.upstream.fill(max(maxBuffer, headerLen+st.cycle.want)); err != nil {
 			e := s.upstreamEnded(err)
 			if c := &st.cycle; c.left > 0 && !c.dropped {
 				return e.unsaid()
@@ -157,20 +161,6 @@ func (s *session) relay(st *statement) *sessionError {
 			return e
 		}
 	}
-}
-
-// readSize is how large the upstream's buffer should be: small for small
-// answers, larger when reads fill it.
-func (s *session) readSize(st *statement) int {
-	f := &s.upstream
-	size := max(minBuffer, headerLen+st.cycle.want)
-	if f.r == f.w && f.w == len(f.buf) && len(f.buf) >= minBuffer {
-		size = maxBuffer
-		if len(f.buf) < size {
-			f.buf, f.r, f.w = make([]byte, size), 0, 0
-		}
-	}
-	return size
 }
 
 // walk goes through the frames at hand. Those that pass unread are emitted in
@@ -624,6 +614,15 @@ func (s *session) emit(b []byte) {
 		return
 	}
 	s.out = append(append(s.out, s.direct...), b...)
+	s.direct = nil
+}
+
+// adopt makes what was queued independent of the upstream's buffer.
+func (s *session) adopt() {
+	if len(s.direct) > smallWrite {
+		s.flush()
+	}
+	s.out = append(s.out, s.direct...)
 	s.direct = nil
 }
 

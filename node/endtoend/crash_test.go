@@ -35,6 +35,7 @@ func TestNothingRunsUnrecorded(t *testing.T) {
 		rounds = crashRoundsShort
 	}
 	server := upstreamtest.Start(t, upstreamtest.Set("log_statement", "all"))
+	server.ExecAs(t, "app", "app", "CREATE TABLE marks (m text)")
 	file := filepath.Join(t.TempDir(), "audit.jsonl")
 	began := time.Now()
 	for round := range rounds {
@@ -50,6 +51,11 @@ func TestNothingRunsUnrecorded(t *testing.T) {
 	for _, r := range readRecords(t, file) {
 		if r.Event == audit.Query {
 			recorded[mark.FindString(r.SQL)] = true
+		}
+	}
+	for _, row := range server.Exec(t, "SELECT m FROM marks") {
+		if !recorded[row[0]] {
+			t.Errorf("the database has %s, which is not in the audit log", row[0])
 		}
 	}
 	ran := 0
@@ -92,7 +98,8 @@ func crash(t *testing.T, server *upstreamtest.Server, file string, round int) {
 	working.all.Wait()
 }
 
-// load is sessions that run marked statements until they cannot any more.
+// load is sessions that run marked statements, half of them reading and half of
+// them writing, until they cannot any more.
 type load struct {
 	begun chan struct{} // closed when the first statement has come through
 	all   sync.WaitGroup
@@ -108,9 +115,12 @@ func work(ctx context.Context, addr string, round int) *load {
 				return // killed before it was let in
 			}
 			defer conn.Close(ctx)
+			sql := "SELECT 'mark-%d-%d-%d', pg_sleep(0.002 * random())"
+			if worker%2 == 0 {
+				sql = "INSERT INTO marks VALUES ('mark-%d-%d-%d')"
+			}
 			for i := 0; ; i++ {
-				sql := fmt.Sprintf("SELECT 'mark-%d-%d-%d', pg_sleep(0.002 * random())", round, worker, i)
-				if _, err := conn.Exec(ctx, sql).ReadAll(); err != nil {
+				if _, err := conn.Exec(ctx, fmt.Sprintf(sql, round, worker, i)).ReadAll(); err != nil {
 					return
 				}
 				first()

@@ -21,7 +21,7 @@ type live struct {
 func open(t *testing.T, p *proxy, from *nodetest.Peer) *live {
 	t.Helper()
 	l := &live{table: strings.ReplaceAll("live_"+from.Name, "-", "_")}
-	postgres.ExecAs(t, "app", "app", "CREATE TABLE "+l.table+" (id int PRIMARY KEY, n int); INSERT INTO "+l.table+" VALUES (1, 1)")
+	table(t, l.table, "id int PRIMARY KEY, n int", "VALUES (1, 1)")
 	l.idle, l.running, l.inTransaction = p.connect(t, from), p.connect(t, from), p.connect(t, from)
 	l.inTransaction.query(t, "BEGIN; UPDATE "+l.table+" SET n = 2 WHERE id = 1")
 	l.statement = l.running.begin(t, "SELECT pg_sleep(60)")

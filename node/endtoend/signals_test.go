@@ -20,10 +20,10 @@ func TestDrain(t *testing.T) {
 		t.Run(sig.String(), func(t *testing.T) {
 			t.Parallel()
 			p := start(t)
-			table := "drained_" + sig.String()
-			postgres.ExecAs(t, "app", "app", "CREATE TABLE "+table+" (n int); INSERT INTO "+table+" VALUES (1)")
+			drained := "drained_" + sig.String()
+			table(t, drained, "n int", "VALUES (1)")
 			idle, running, inTransaction := p.connect(t, alice), p.connect(t, bob), p.connect(t, alice)
-			inTransaction.query(t, "BEGIN; UPDATE "+table+" SET n = 2 WHERE true")
+			inTransaction.query(t, "BEGIN; UPDATE "+drained+" SET n = 2 WHERE true")
 			statement := running.begin(t, "SELECT pg_sleep(2)")
 
 			p.signal(t, sig)
@@ -31,7 +31,7 @@ func TestDrain(t *testing.T) {
 			if e := idle.ended(t, soon); e.Code != "57P01" {
 				t.Errorf("the idle session was told %v", e)
 			}
-			inTransaction.query(t, "UPDATE "+table+" SET n = n + 1 WHERE true")
+			inTransaction.query(t, "UPDATE "+drained+" SET n = n + 1 WHERE true")
 			inTransaction.query(t, "COMMIT")
 			if e := inTransaction.ended(t, soon); e.Code != "57P01" {
 				t.Errorf("after its COMMIT the session was told %v", e)
@@ -45,7 +45,7 @@ func TestDrain(t *testing.T) {
 			if state := p.awaitExit(t); state.ExitCode() != 0 {
 				t.Errorf("pgproxy ended with %v", state)
 			}
-			if n := postgres.Exec(t, "SELECT n FROM "+table)[0][0]; n != "3" {
+			if n := postgres.Exec(t, "SELECT n FROM "+drained)[0][0]; n != "3" {
 				t.Errorf("the row is %s, want what was committed", n)
 			}
 			for _, s := range []*session{idle, running, inTransaction} {

@@ -67,6 +67,8 @@ const (
 	// defaultPipeTimeout is how long a pipe may take no byte before the write is
 	// given up. It works on pipes opened by name; standard output blocks.
 	defaultPipeTimeout = 10 * time.Second
+	// defaultLookInterval spares most records an fstat.
+	defaultLookInterval = 100 * time.Millisecond
 	// keptBuffer is the largest buffer that is kept for the next record.
 	keptBuffer = 1 << 20
 )
@@ -83,10 +85,13 @@ type Writer struct {
 	syncable bool       // f is a file, and fsync means something
 	end      tail       // of what was written
 	rotateAt int64      // the size past which f is put aside; 0 means never
-	line     []byte     // buffer for a record
-	written  uint64     // records the kernel has taken
-	failure  error      // of the last write, nil if it was well
-	closed   bool
+	looked   time.Time  // when f was last seen to be there
+	// lookInterval is how long a file that somebody removed may go unnoticed.
+	lookInterval time.Duration
+	line         []byte // buffer for a record
+	written      uint64 // records the kernel has taken
+	failure      error  // of the last write, nil if it was well
+	closed       bool
 
 	synced syncState
 
@@ -105,7 +110,7 @@ func Open(path string, o Options) (*Writer, error) {
 	if o.Logger == nil {
 		o.Logger = slog.Default()
 	}
-	w := &Writer{path: path, opts: o, pipeTimeout: defaultPipeTimeout, end: tail{last: origin}, stop: make(chan struct{})}
+	w := &Writer{path: path, opts: o, pipeTimeout: defaultPipeTimeout, lookInterval: defaultLookInterval, end: tail{last: origin}, stop: make(chan struct{})}
 	w.synced.cond.L = &w.synced.mu
 	if err := w.openLocked(); err != nil {
 		return nil, fmt.Errorf("audit log: %w", err)
@@ -176,7 +181,8 @@ func (w *Writer) readyLocked(n int) error {
 	if w.closed {
 		return os.ErrClosed
 	}
-	if w.f != nil && w.named {
+	if now := time.Now(); w.f != nil && w.named && (w.failure != nil || w.rotateAt > 0 || now.Sub(w.looked) > w.lookInterval) {
+		w.looked = now
 		var st unix.Stat_t
 		if err := unix.Fstat(int(w.f.Fd()), &st); err != nil {
 			w.closeLocked()

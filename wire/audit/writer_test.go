@@ -249,6 +249,7 @@ func TestRemoved(t *testing.T) {
 		t.Fatal(err)
 	}
 	w := open(t, path, Options{})
+	w.lookInterval = 0
 	write(t, w, "one")
 	os.Remove(path)
 	write(t, w, "two")
