@@ -520,7 +520,7 @@ func (p *proxy) readTLS() error {
 	case "off":
 		return nil
 	case "tailnet":
-		p.tls = &tls.Config{MinVersion: tls.VersionTLS12}
+		p.tls = serverTLS(nil)
 		return nil
 	}
 	certFile, keyFile, ok := strings.Cut(p.config.tls, ":")
@@ -531,8 +531,14 @@ func (p *proxy) readTLS() error {
 	if err != nil {
 		return err
 	}
-	p.tls = &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: pair.GetCertificate}
+	p.tls = serverTLS(pair.GetCertificate)
 	return nil
+}
+
+// serverTLS is TLS as clients of PostgreSQL expect it: those that begin with it
+// (sslnegotiation=direct) insist on the protocol's name.
+func serverTLS(certificate func(*tls.ClientHelloInfo) (*tls.Certificate, error)) *tls.Config {
+	return &tls.Config{MinVersion: tls.VersionTLS12, NextProtos: []string{"postgresql"}, GetCertificate: certificate}
 }
 
 // rule is the rule in force for a caller. It says so in the log when a grant of
@@ -567,9 +573,16 @@ func callerNamed(name, device string) policy.Caller {
 
 // serve runs the proxy until ctx ends or a signal comes, and then drains it.
 func serve(ctx context.Context, c *config, _, stderr io.Writer) error {
-	ctx, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
+	signalled, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, stop) // a second signal is the system's to answer: it ends the process
+	ctx, end := context.WithCancel(ctx)
+	defer end()
+	// By the time that anybody sees ctx end, a second signal is the system's to
+	// answer: it ends the process.
+	context.AfterFunc(signalled, func() {
+		stop()
+		end()
+	})
 
 	log := c.logger(stderr)
 	p, err := c.load(log)

@@ -112,7 +112,6 @@ func classify(st *Statement, tree any) {
 	c := classifier{st: st}
 	st.Kind = kindOf(tree)
 	st.Tags = tagsOf(st.Kind)
-	st.NoBlock = outsideBlock(tree)
 	c.visit(tree, place{top: true})
 	switch {
 	case st.Kind == "":
@@ -478,30 +477,6 @@ func location(n any) int {
 		return int(l.GetLocation())
 	}
 	return -1
-}
-
-// outsideBlock reports whether a statement cannot run inside a transaction
-// block, or would end it.
-func outsideBlock(n any) bool {
-	switch n := n.(type) {
-	case *pg.TransactionStmt, *pg.VacuumStmt, *pg.ClusterStmt, *pg.CallStmt, *pg.DoStmt,
-		*pg.CreatedbStmt, *pg.DropdbStmt, *pg.AlterDatabaseStmt,
-		*pg.CreateTableSpaceStmt, *pg.DropTableSpaceStmt, *pg.AlterSystemStmt,
-		*pg.CreateSubscriptionStmt, *pg.AlterSubscriptionStmt, *pg.DropSubscriptionStmt,
-		*pg.ReindexStmt, *pg.DiscardStmt:
-		return true
-	case *pg.IndexStmt:
-		return n.Concurrent
-	case *pg.DropStmt:
-		return n.Concurrent
-	case *pg.AlterTableStmt:
-		for _, cmd := range n.Cmds {
-			if cmd.GetAlterTableCmd().GetSubtype() == pg.AlterTableType_AT_DetachPartition {
-				return true
-			}
-		}
-	}
-	return false
 }
 
 // expressionNode reports whether n is an expression, a clause or a part of a

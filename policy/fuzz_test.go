@@ -62,7 +62,7 @@ func FuzzVerdict(f *testing.F) {
 			if st.Start < end || st.End <= st.Start || st.End > len(sql) {
 				t.Errorf("statement from %d to %d behind %d of %d", st.Start, st.End, end, len(sql))
 			}
-			if st.Reads && (st.Changes || st.NoBlock) {
+			if st.Reads && st.Changes {
 				t.Errorf("%s reads and does more", st.Kind)
 			}
 			end = st.End

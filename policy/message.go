@@ -41,14 +41,12 @@ type Statement struct {
 	// Hidden says that the command tag's count leaves out rows this statement
 	// changes: a writing CTE, EXPLAIN ANALYZE. For EXECUTE ask Memory.Hidden.
 	Hidden bool
-	// NoBlock says that the statement cannot run inside a transaction block,
-	// or ends the block it runs in: VACUUM, CREATE INDEX CONCURRENTLY, CALL,
-	// DO, COMMIT.
-	NoBlock bool
 	// Fetches says that the statement returns rows of a cursor.
 	Fetches bool
-	// Tx is what the statement does to the transaction block.
-	Tx TxAction
+	// Tx is what the statement does to the transaction block. Chains says of
+	// a COMMIT or ROLLBACK that it begins the next one, too.
+	Tx     TxAction
+	Chains bool
 	// Proxy is set for the proxy's own statements (SHOW pgproxy.x, SET
 	// pgproxy.x = …, RESET pgproxy.x), which never reach the server.
 	Proxy *ProxyCommand
@@ -60,11 +58,12 @@ type Statement struct {
 type TxAction int
 
 const (
-	TxNone     TxAction = iota
-	TxBegin             // BEGIN, START TRANSACTION
-	TxCommit            // COMMIT, END
-	TxRollback          // ROLLBACK, ABORT
-	TxOther             // SAVEPOINT, RELEASE, ROLLBACK TO, PREPARE TRANSACTION …
+	TxNone      TxAction = iota
+	TxBegin              // BEGIN, START TRANSACTION
+	TxCommit             // COMMIT, END
+	TxRollback           // ROLLBACK, ABORT
+	TxSavepoint          // SAVEPOINT, RELEASE, ROLLBACK TO
+	TxPrepare            // PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED
 )
 
 // ProxyCommand is a SHOW, SET or RESET of one of the proxy's own settings.

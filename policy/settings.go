@@ -178,9 +178,12 @@ func (c *classifier) transaction(n *pg.TransactionStmt) {
 		c.st.Tx = TxCommit
 	case pg.TransactionStmtKind_TRANS_STMT_ROLLBACK:
 		c.st.Tx = TxRollback
+	case pg.TransactionStmtKind_TRANS_STMT_SAVEPOINT, pg.TransactionStmtKind_TRANS_STMT_RELEASE, pg.TransactionStmtKind_TRANS_STMT_ROLLBACK_TO:
+		c.st.Tx = TxSavepoint
 	default:
-		c.st.Tx = TxOther
+		c.st.Tx = TxPrepare
 	}
+	c.st.Chains = n.Chain
 	c.readWrite(n.Options)
 	if n.Chain { // the next transaction is as writable as this one was
 		c.add(act{Class: actReadWrite, Needs: Write, Name: c.st.Kind + " AND CHAIN", Pos: -1})

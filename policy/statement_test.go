@@ -18,8 +18,7 @@ func read(t *testing.T, sql string) *policy.Message {
 }
 
 // TestStatement checks what a session is told of a statement: R it only
-// reads, C it changes rows, H some of them hidden from its tag, N it cannot
-// run in a block, F it fetches.
+// reads, C it changes rows, H some of them hidden from its tag, F it fetches.
 func TestStatement(t *testing.T) {
 	for _, c := range []struct{ sql, kind, says string }{
 		{"SELECT 1", "SELECT", "R"},
@@ -44,14 +43,13 @@ func TestStatement(t *testing.T) {
 		{"FETCH 10 FROM c", "FETCH", "F"},
 		{"MOVE 10 FROM c", "MOVE", ""},
 		{"SHOW work_mem", "SHOW", ""},
-		{"VACUUM t", "VACUUM", "N"},
+		{"VACUUM t", "VACUUM", ""},
 		{"CREATE INDEX ON t (a)", "CREATE INDEX", ""},
-		{"CREATE INDEX CONCURRENTLY ON t (a)", "CREATE INDEX", "N"},
-		{"DROP INDEX CONCURRENTLY i", "DROP INDEX", "N"},
-		{"CREATE DATABASE d", "CREATE DATABASE", "N"},
-		{"CALL p()", "CALL", "N"},
-		{"DO 'BEGIN END'", "DO", "N"},
-		{"BEGIN", "BEGIN", "N"},
+		{"DROP INDEX CONCURRENTLY i", "DROP INDEX", ""},
+		{"CREATE DATABASE d", "CREATE DATABASE", ""},
+		{"CALL p()", "CALL", ""},
+		{"DO 'BEGIN END'", "DO", ""},
+		{"BEGIN", "BEGIN", ""},
 		{"CREATE FUNCTION f() RETURNS void BEGIN ATOMIC DELETE FROM t; END", "CREATE FUNCTION", ""},
 		{"CREATE RULE r AS ON INSERT TO t DO INSTEAD DELETE FROM u", "CREATE RULE", ""},
 	} {
@@ -60,7 +58,7 @@ func TestStatement(t *testing.T) {
 		for _, flag := range []struct {
 			set  bool
 			name string
-		}{{st.Reads, "R"}, {st.Changes, "C"}, {st.Hidden, "H"}, {st.NoBlock, "N"}, {st.Fetches, "F"}} {
+		}{{st.Reads, "R"}, {st.Changes, "C"}, {st.Hidden, "H"}, {st.Fetches, "F"}} {
 			if flag.set {
 				says.WriteString(flag.name)
 			}
@@ -88,8 +86,8 @@ func TestTransactionActions(t *testing.T) {
 		"BEGIN": policy.TxBegin, "START TRANSACTION": policy.TxBegin,
 		"COMMIT": policy.TxCommit, "END": policy.TxCommit,
 		"ROLLBACK": policy.TxRollback, "ABORT": policy.TxRollback,
-		"SAVEPOINT a": policy.TxOther, "RELEASE a": policy.TxOther, "ROLLBACK TO a": policy.TxOther,
-		"PREPARE TRANSACTION 'x'": policy.TxOther, "SET TRANSACTION READ ONLY": policy.TxNone, "SELECT 1": policy.TxNone,
+		"SAVEPOINT a": policy.TxSavepoint, "RELEASE a": policy.TxSavepoint, "ROLLBACK TO a": policy.TxSavepoint,
+		"PREPARE TRANSACTION 'x'": policy.TxPrepare, "SET TRANSACTION READ ONLY": policy.TxNone, "SELECT 1": policy.TxNone,
 	} {
 		if got := read(t, sql).Statements[0].Tx; got != want {
 			t.Errorf("%s: %v, want %v", sql, got, want)

@@ -61,8 +61,10 @@ func (c *Config) Dial(ctx context.Context, req Request) (*Conn, error) {
 	withCheck := !c.noCheckInterval.Load()
 	conn, err := c.dial(ctx, req, withCheck)
 	if withCheck && refusesParameter(err, checkInterval) {
-		c.noCheckInterval.Store(true)
 		conn, err = c.dial(ctx, req, false)
+		if err == nil { // otherwise it was another parameter, a client's perhaps
+			c.noCheckInterval.Store(true)
+		}
 	}
 	if err != nil {
 		return nil, newDialError(ctx, err)

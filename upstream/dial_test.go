@@ -310,6 +310,18 @@ func TestDialEndsWithItsContext(t *testing.T) {
 	wantDialError(t, err, codeUnreachable, "timed out")
 }
 
+// An error that only speaks of client_connection_check_interval teaches nothing:
+// a client may have given it as a value.
+func TestCheckIntervalIsNotUnlearned(t *testing.T) {
+	c := parse(t, upstreamtest.Shared(t).DSN("app", "app"))
+	if _, err := c.Dial(t.Context(), Request{Params: map[string]string{"DateStyle": checkInterval}}); err == nil {
+		t.Fatal("no error")
+	}
+	if c.noCheckInterval.Load() {
+		t.Error("it is not sent any more")
+	}
+}
+
 // A server that does not know client_connection_check_interval says so once;
 // later connections leave it out.
 func TestCheckIntervalIsLearned(t *testing.T) {

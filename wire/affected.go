@@ -2,6 +2,7 @@ package wire
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -16,9 +17,11 @@ import (
 // not write pay nothing.
 //
 // A message that begins or ends transactions by itself is sent statement by
-// statement, since its COMMIT would otherwise come too soon. What cannot be
-// wrapped (a statement that refuses to run inside of a block) is told of
-// afterwards, with a WARNING.
+// statement, since its COMMIT would otherwise come too soon. Statements that
+// refuse to run inside of a block refuse to run beside others in a message, too,
+// and change no rows themselves: none of them has to be left unwrapped. What was
+// not seen to change rows and did so all the same is told of afterwards, with a
+// WARNING.
 
 const guardSavepoint = "pgproxy_guard"
 
@@ -36,7 +39,7 @@ type piece struct {
 
 // needsGuard reports whether the message may change rows that the cap counts.
 func (s *session) needsGuard(st *statement) bool {
-	if st.rule.MaxAffectedRows <= 0 || s.status == 'E' {
+	if st.rule.MaxAffectedRows <= 0 {
 		return false
 	}
 	for i := range st.msg.Statements {
@@ -51,24 +54,16 @@ func (s *session) changes(stmt *policy.Statement) bool {
 	return stmt.Changes || s.memory.Changes(stmt)
 }
 
-// pieces cuts a message where transactions begin or end in it. ok is false
-// when it holds a statement that can run in no block.
-func (st *statement) pieces() (list []piece, ok bool) {
+// pieces cuts a message where transactions begin or end in it.
+func (st *statement) pieces() (list []piece) {
 	stmts := st.msg.Statements
-	control := false
-	for i := range stmts {
-		if stmts[i].Tx == policy.TxNone && stmts[i].NoBlock {
-			return nil, false
-		}
-		control = control || stmts[i].Tx != policy.TxNone
-	}
-	if !control {
-		return []piece{{st.sql, 0, len(stmts) - 1}}, true
+	if !slices.ContainsFunc(stmts, func(stmt policy.Statement) bool { return stmt.Tx != policy.TxNone }) {
+		return []piece{{st.sql, 0, len(stmts) - 1}}
 	}
 	for i := range stmts {
 		list = append(list, piece{blank(st.sql[:stmts[i].Start]) + st.sql[stmts[i].Start:stmts[i].End], i, i})
 	}
-	return list, true
+	return list
 }
 
 // blank is white space of the same length in characters and lines, so that
@@ -85,16 +80,19 @@ func blank(s string) string {
 // runGuarded sends a message that changes rows so that they can be taken back.
 // The session is running, and in its gate.
 func (s *session) runGuarded(st *statement) *sessionError {
-	list, ok := st.pieces()
-	if !ok {
-		return s.send(st, st.sql)
-	}
+	list := st.pieces()
 	st.guarded = true
 	c := &st.cycle
 	implicit := false // a transaction of ours is open
 	for i, p := range list {
 		stmt := &st.msg.Statements[p.first]
-		if s.status == 'I' && stmt.Tx != policy.TxBegin {
+		if end := endOfImplicit(stmt); implicit && end != "" {
+			if e := s.endImplicit(st, end); e != nil || c.sqlstate != "" {
+				return e
+			}
+			implicit = false
+		}
+		if s.status == 'I' && stmt.Tx == policy.TxNone {
 			if _, done, e := s.step(st, "BEGIN"); done || e != nil {
 				return e
 			}
@@ -130,7 +128,7 @@ func (s *session) runPiece(st *statement, p piece, implicit bool) *sessionError 
 	for i := p.first; i <= p.last; i++ {
 		stmt := &st.msg.Statements[i]
 		writes = writes || s.changes(stmt)
-		hidden = hidden || s.memory.Hidden(stmt)
+		hidden = hidden || s.status != 'E' && s.memory.Hidden(stmt)
 	}
 	savepoint := writes && !implicit && s.status == 'T'
 	if savepoint {
@@ -237,16 +235,38 @@ func (s *session) notTakenBack(r *reply) *sessionError {
 // closeImplicit ends the transaction of ours, and only then tells the client
 // of the last statement's completion.
 func (s *session) closeImplicit(st *statement) *sessionError {
-	c := &st.cycle
 	end := "COMMIT"
-	if c.sqlstate != "" || s.status == 'E' {
+	if st.cycle.sqlstate != "" || s.status == 'E' {
 		end = "ROLLBACK"
 	}
+	st.cycle.settled = true
+	return s.endImplicit(st, end)
+}
+
+// endOfImplicit tells how the transaction of ours is to end before a statement
+// that ends, or does not permit, the one that the server makes of a message's
+// statements: the statement itself then gets the server's own answer. It
+// returns "" for any other statement.
+func endOfImplicit(stmt *policy.Statement) string {
+	switch stmt.Tx {
+	case policy.TxCommit:
+		if stmt.Chains {
+			return "ROLLBACK" // it will be an error
+		}
+		return "COMMIT"
+	case policy.TxRollback, policy.TxSavepoint:
+		return "ROLLBACK"
+	}
+	return ""
+}
+
+// endImplicit ends the transaction of ours by COMMIT or ROLLBACK.
+func (s *session) endImplicit(st *statement, end string) *sessionError {
+	c := &st.cycle
 	r, e := s.roundTrip(end)
 	if e != nil {
 		return e
 	}
-	c.settled = true
 	s.emit(r.notices) // of triggers that were deferred
 	switch {
 	case r.failure != nil:

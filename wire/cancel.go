@@ -69,18 +69,25 @@ func (k *cancelKeys) find(key *cancelKey) *session {
 func (srv *Server) cancelRequest(ctx context.Context, caller policy.Caller, key *cancelKey) {
 	target := srv.keys.find(key)
 	if target == nil || !sameNode(caller, target.caller) {
-		srv.metrics.cancel("dropped")
-		srv.Logger.Info("cancel request dropped", "user", caller.Who(), "node", caller.Node, "addr", caller.Addr)
-		rec := &audit.Record{Time: time.Now(), Event: audit.Cancel, Verdict: "deny"}
-		rec.User, rec.Node, rec.NodeID, rec.Tags, rec.Addr = caller.Who(), caller.Node, caller.NodeID, caller.Tags, caller.Addr
-		srv.record(rec)
+		srv.dropCancel(caller, nil)
 		return
 	}
 	target.cancelStatement(ctx, 0, "user request")
 }
 
+// dropCancel records a cancel request that reaches nobody. err is why its
+// sender is not known, if that is why.
+func (srv *Server) dropCancel(caller policy.Caller, err error) {
+	srv.metrics.cancel("dropped")
+	srv.Logger.Info("cancel request dropped", "user", caller.Who(), "node", caller.Node, "addr", caller.Addr, errAttr(err))
+	rec := &audit.Record{Time: time.Now(), Event: audit.Cancel, Verdict: "deny"}
+	rec.User, rec.Node, rec.NodeID, rec.Tags, rec.Addr = caller.Who(), caller.Node, caller.NodeID, caller.Tags, caller.Addr
+	srv.record(rec)
+}
+
+// sameNode goes by the node's id: its name may change while it is connected.
 func sameNode(a, b policy.Caller) bool {
-	return a.NodeID == b.NodeID && a.Node == b.Node && a.Who() == b.Who()
+	return a.NodeID == b.NodeID && a.Who() == b.Who()
 }
 
 // cancelStatement cancels what the session is running, if anything, and waits
@@ -93,14 +100,17 @@ func (s *session) cancelStatement(ctx context.Context, seq int64, why string) er
 
 	s.mu.Lock()
 	rec.Seq = s.seq
-	running := s.gate.running()
+	var number uint64 // 0 where nothing of the client's is upstream
+	if s.phase == running {
+		number = s.gate.running()
+	}
 	if seq != 0 && seq != s.seq {
 		s.mu.Unlock()
 		rec.Seq, rec.Verdict = seq, "allow"
 		s.srv.metrics.cancel("too late")
 		return ErrNotRunning
 	}
-	if s.phase == deciding || s.phase == assisting {
+	if s.unsent && (s.phase == deciding || s.phase == assisting) {
 		s.cancelled = true // the statement will not be sent
 		s.mu.Unlock()
 		rec.Cancelled, rec.Verdict = true, "allow"
@@ -109,12 +119,12 @@ func (s *session) cancelStatement(ctx context.Context, seq int64, why string) er
 	}
 	s.mu.Unlock()
 	rec.Verdict = "allow"
-	if running == 0 {
+	if number == 0 {
 		rec.Seq = 0
 		s.srv.metrics.cancel("idle")
 		return ErrNotRunning
 	}
-	sent, err := s.gate.cancel(ctx, s.up, running)
+	sent, err := s.gate.cancel(ctx, s.up, number)
 	rec.Cancelled = sent
 	switch {
 	case err != nil:

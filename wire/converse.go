@@ -22,18 +22,43 @@ const extendedHint = "psql needs nothing; pgx: QueryExecModeSimpleProtocol; psyc
 
 // converse serves the client's messages, one after the other, until the
 // session ends. It returns why.
-func (s *session) converse() *sessionError {
+func (s *session) converse() (e *sessionError) {
+	defer func() {
+		if defect := s.recovered(recover()); defect != nil {
+			e = s.abandon(defect)
+		}
+	}()
 	for {
 		typ, n, e := s.nextMessage()
 		if e != nil {
 			return e
 		}
 		e = s.serve(typ, n)
+		s.served()
 		s.flush()
 		if e != nil {
 			return e
 		}
 	}
+}
+
+// served says, before the client can know it, that there is nothing to cancel
+// any more.
+func (s *session) served() {
+	s.mu.Lock()
+	s.unsent = false
+	s.mu.Unlock()
+}
+
+// abandon stops what a session has upstream that cannot go on. A client that may
+// have half of an answer is told no more.
+func (s *session) abandon(e *sessionError) *sessionError {
+	number := s.gate.running()
+	if number == 0 {
+		return e
+	}
+	s.fireCancel(number)
+	return e.unsaid()
 }
 
 // nextMessage waits for the header of the client's next message.
@@ -190,6 +215,9 @@ func (s *session) serveQuery(body []byte) *sessionError {
 		return end
 	}
 	st = rest
+	if e := s.restore(); e != nil {
+		return e
+	}
 	d := policy.Decide(s.ctx, &st.rule, st.msg, &s.memory, catalog{s})
 	if d.Refusal == nil {
 		d.Refusal = s.wantReason(st, d.Writes)
@@ -205,7 +233,7 @@ func (s *session) begin() *statement {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.seq++
-	s.sql, s.cancelled = "", false
+	s.sql, s.unsent, s.cancelled = "", true, false
 	s.statements.Add(1)
 	return &statement{seq: s.seq, rule: s.rule, began: time.Now()}
 }
@@ -220,7 +248,7 @@ func (s *session) read(st *statement, sql string) *policy.Refusal {
 	}
 	st.shown, st.masked = policy.Redact(s.srv.Redaction, sql, st.msg)
 	s.mu.Lock()
-	s.sql = st.shown
+	s.sql = cut(st.shown, shownSQL)
 	s.mu.Unlock()
 	if err == nil {
 		return nil
@@ -302,7 +330,7 @@ func (s *session) queryRecord(st *statement) *audit.Record {
 
 // perform records an allowed statement, sends it and relays its answer.
 func (s *session) perform(st *statement, d policy.Decision) *sessionError {
-	if e := s.restore(); e != nil {
+	if e := s.admitWrites(st, d.Writes); e != nil {
 		return e
 	}
 	rec := s.queryRecord(st)

@@ -48,7 +48,7 @@ What a session's goroutine is doing (session.phase), for those who look at it
 from other goroutines:
 
 	phase      waits for       leads to                       ended by
-	starting   the upstream    resting                        ConnectTimeout
+	starting   the upstream    deciding                       ConnectTimeout
 	resting    the client      deciding, ending               IdleTimeout
 	deciding   nobody for long assisting, running, resting    -
 	assisting  the upstream    deciding                       ownTimeout
@@ -56,8 +56,9 @@ from other goroutines:
 	ending     the client      -                              a second
 
 Before it is a session a connection has LoginTimeout, from accept to startup
-message, and a TLS handshake handshakeTimeout of it. A write to the client that
-makes no progress has writeProgress, a cancel request cancelTimeout, an end
+message, and a TLS handshake handshakeTimeout of it; there are no more than
+maxPending of those, and maxPendingHost from one address. A write to the client
+that makes no progress has writeProgress, a cancel request cancelTimeout, an end
 endGrace. No statement sets a timer: Server.keep looks at all sessions every
 tickInterval.
 
@@ -107,6 +108,8 @@ closes the client's from outside.
 A statement is sent after its record was written, and not without. The bytes
 that were judged are the bytes that are sent. A cancel never reaches a statement
 after the one it was meant for: see gate. A client that vanished leaves nothing
-running. What cannot be read, judged or recorded is refused.
+running. What cannot be read, judged or recorded is refused. Nothing is sent for
+a session whose end is settled. A panic ends the session that meets it, and no
+other.
 */
 package wire

@@ -29,9 +29,10 @@ var (
 // are buf[r:w]; a message's header is looked at in place, its body is taken,
 // passed on or thrown away by the caller. One goroutine at a time.
 type frames struct {
-	conn net.Conn
-	buf  []byte
-	r, w int
+	conn  net.Conn
+	eager *eager // nil = reads are waited for by the scheduler alone
+	buf   []byte
+	r, w  int
 }
 
 // header returns the next message's type and the length of its body. ok is
@@ -63,6 +64,7 @@ func (f *frames) fill(want int) error {
 	if full && len(f.buf) < want || f.w == len(f.buf) {
 		f.grow(want)
 	}
+	f.eager.wait()
 	n, err := f.conn.Read(f.buf[f.w:])
 	f.w += n
 	if n > 0 {

@@ -24,6 +24,8 @@ const (
 	// endGrace is how long a statement has to react when its session is to
 	// end, before the upstream connection is given up.
 	endGrace = 3 * time.Second
+	// recheckTimeout is how long it may take to ask who one caller is.
+	recheckTimeout = 2 * time.Second
 )
 
 // past is a deadline that has gone by: setting it wakes a blocked read.
@@ -50,6 +52,11 @@ func (s *session) startWatchLocked(conn net.Conn, f func()) {
 	s.watch = w
 	s.tasks.Go(func() {
 		defer close(w.done)
+		defer func() {
+			if defect := s.recovered(recover()); defect != nil {
+				s.end(defect)
+			}
+		}()
 		f()
 	})
 }
@@ -64,6 +71,12 @@ func (s *session) enter(p phase) {
 		s.txSince = s.since // it is the statement that has just ended that began it
 	}
 	s.phase, s.since, s.shownStatus = p, time.Now(), s.status
+	if p == running {
+		s.unsent = false
+	}
+	if p == deciding {
+		s.setBusyLocked(true)
+	}
 	w := s.watch
 	s.watch = nil
 	s.mu.Unlock()
@@ -113,12 +126,16 @@ func (s *session) endNow() *sessionError {
 }
 
 func (s *session) settled() *sessionError {
-	if why := s.deadAs.Load(); why != nil {
-		return silent(*why, nil)
-	}
+	dead := s.deadAs.Load()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.ending
+	switch {
+	case dead == nil:
+		return s.ending
+	case s.ending == nil:
+		return silent(*dead, nil)
+	}
+	return s.ending.unsaid()
 }
 
 func clientEnded(err error) *sessionError {
@@ -185,7 +202,7 @@ func (s *session) markDead(why reason) {
 // tick looks after the session's clocks. It is called every tickInterval, and
 // never does anything slow.
 func (s *session) tick(now time.Time) {
-	if began := s.writing.Load(); began != 0 && now.UnixNano()-began > int64(writeProgress) {
+	if began := s.writing.Load(); began != 0 && now.UnixNano()-began > int64(s.writePatience()) {
 		s.markDead(reasonSlow)
 		s.conn.SetWriteDeadline(past)
 	}
@@ -199,8 +216,22 @@ func (s *session) tick(now time.Time) {
 	}
 }
 
+// writePatience is how long the client may leave a write waiting now. An end
+// that is settled waits for nobody who does not read.
+func (s *session) writePatience() time.Duration {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.ending != nil {
+		return endGrace
+	}
+	return writeProgress
+}
+
 func (s *session) tickResting(now time.Time) {
 	rested := now.Sub(s.since)
+	if rested > tickInterval {
+		s.setBusyLocked(false)
+	}
 	if limit := s.srv.IdleTimeout; limit > 0 && rested > limit {
 		s.endLocked(fatal(codeIdleTimeout, fmt.Sprintf("pgproxy: terminating connection after %v without a statement", limit), reasonIdle).
 			withHint("The limit is -idle-timeout."))
@@ -313,20 +344,33 @@ func (s *session) upstreamEnded(err error) *sessionError {
 // (lookup true), nothing changes. Main calls it whenever the tailnet or the
 // policy has changed.
 func (srv *Server) Recheck(ctx context.Context) {
+	srv.rechecks.Add(1)
 	for _, s := range srv.live() {
-		s.recheck(ctx)
+		if s.started() {
+			s.recheck(ctx)
+		}
 	}
 }
 
+// started reports whether the session is ready. One that is not asks by itself
+// when it is, having seen that Recheck was called meanwhile.
+func (s *session) started() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.phase != starting
+}
+
 func (s *session) recheck(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, recheckTimeout)
+	defer cancel()
 	caller, err := s.srv.WhoIs(ctx, addrOf(s.caller.Addr))
-	if err != nil && errors.Is(err, ErrUnavailable) {
+	if err != nil && (errors.Is(err, ErrUnavailable) || ctx.Err() != nil) {
 		s.log.Warn("who the caller is cannot be asked; going on with what was known", "err", err)
 		return
 	}
 	var rule policy.Rule
-	if err == nil && caller.Who() != s.caller.Who() {
-		err = &policy.Refusal{Message: "pgproxy: this device is now " + caller.Who()}
+	if err == nil && !sameNode(caller, s.caller) {
+		err = &policy.Refusal{Message: fmt.Sprintf("pgproxy: this address is now %s on %s", caller.Who(), caller.Node)}
 	}
 	if err == nil {
 		rule, err = s.srv.Rules(caller)

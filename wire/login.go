@@ -98,6 +98,9 @@ func (s *session) admitSettings(asked []setting) (map[string]string, *sessionErr
 		if !utf8.ValidString(a.name) || !utf8.ValidString(a.value) {
 			return nil, fatal(codeBadEncoding, "pgproxy: a startup parameter is not valid UTF-8", reasonRefused)
 		}
+		if isStartupWord(name) {
+			return nil, fatal(codeUndefinedObject, fmt.Sprintf("unrecognized configuration parameter %q", a.name), reasonRefused)
+		}
 		if own, ok := strings.CutPrefix(name, "pgproxy."); ok {
 			if r := s.lift("SET", own, a.value); r != nil {
 				return nil, s.refusal(r)
@@ -115,6 +118,18 @@ func (s *session) admitSettings(asked []setting) (map[string]string, *sessionErr
 		admitted[name] = a.value
 	}
 	return admitted, nil
+}
+
+// isStartupWord reports whether a name, in lower case, means something of its
+// own in a startup message, whose parameters are settings otherwise. Passed on
+// as a setting, "options" would be read by the server as switches that nobody
+// has judged.
+func isStartupWord(name string) bool {
+	switch name {
+	case "user", "database", "options", "replication":
+		return true
+	}
+	return strings.HasPrefix(name, "_pq_.")
 }
 
 // isUTF8 reports whether a client_encoding can be had. SQL_ASCII is what a

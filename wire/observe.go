@@ -54,7 +54,7 @@ func (s *session) info() (i Info, ok bool) {
 	return Info{
 		ID: s.id, User: s.caller.Who(), Node: s.caller.Node, NodeID: s.caller.NodeID, Addr: s.caller.Addr,
 		Database: s.database, Upstream: s.up.Addr, UpstreamPID: s.up.PID, Client: s.startup.client,
-		Since: s.began, State: s.stateLocked(), StateSince: s.since, TxSince: s.txSince, SQL: cut(s.sql, shownSQL), Seq: s.seq,
+		Since: s.began, State: s.stateLocked(), StateSince: s.since, TxSince: s.txSince, SQL: s.sql, Seq: s.seq,
 		Statements: s.statements.Load(), Rows: s.rows.Load() + s.sentRows.Load(), Bytes: s.bytes.Load() + s.sentBytes.Load(),
 		Reason: s.lifts.Reason(), Access: s.rule.Access.String(),
 	}, true

@@ -175,6 +175,9 @@ func (s *session) terminateBackend(ctx context.Context) error {
 		return err
 	}
 	defer up.Close()
+	if up.Addr != s.up.Addr { // of several hosts; there the number may be anybody's
+		return fmt.Errorf("a new connection reaches another server, %s", up.Addr)
+	}
 	if d, ok := ctx.Deadline(); ok {
 		up.Net.SetDeadline(d)
 	}

@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"pgproxy/policy"
 )
 
 // Bounds on what is opened of the upstream's frames, in bytes.
@@ -60,11 +62,16 @@ type cycle struct {
 func (s *session) execute(st *statement) *sessionError {
 	number, err := s.gate.enter()
 	if err != nil {
-		return s.gateClosed(err)
+		return s.lost(st, s.gateClosed(err))
 	}
 	s.setClock(s.clockLimit(st))
 	s.enter(running)
 	defer s.enter(deciding)
+	// An end that was settled while deciding has cancelled nothing.
+	if e := s.settled(); e != nil {
+		s.gate.leave()
+		return s.lost(st, e)
+	}
 	if s.wasCancelled() {
 		s.gate.leave()
 		e := statementError(codeQueryCanceled, "canceling statement due to user request")
@@ -126,7 +133,7 @@ func (s *session) wasCancelled() bool {
 // clockLimit is what the proxy's clock gives each statement of the message.
 // An admin may change the server's own timeout, and is then left to it.
 func (s *session) clockLimit(st *statement) time.Duration {
-	if s.ownTimeout {
+	if s.ownTimeout && st.rule.Access == policy.Admin {
 		return 0
 	}
 	return st.rule.StatementTimeout
@@ -303,7 +310,7 @@ func (s *session) openFrame(st *statement, typ byte, size int, body []byte) *ses
 		f.r += n
 		c.left, c.dropped = whole-n, true
 	}
-	if size > smallFrame && typ != 'E' && typ != 'N' && typ != 'd' {
+	if size > smallFrame && typ != 'E' && typ != 'N' && typ != 'd' || size > openLimit && typ == 'C' {
 		return s.garbled(st, typ)
 	}
 	switch typ {

@@ -91,7 +91,7 @@ func TestAccessRevokedDuringLogin(t *testing.T) {
 				r.revoke()
 				p.Recheck(context.Background())
 			}
-			asked := make(chan struct{})
+			asked := make(chan struct{}, 1)
 			p = startProxy(t, r.serve, func(srv *Server) {
 				whoIs, dial := srv.WhoIs, srv.Dial
 				// As grants do, the answer holds what the caller may do at that time.
@@ -234,7 +234,7 @@ func TestKillClientNotReading(t *testing.T) {
 // all.
 func TestManyConnectionsThatSayNothing(t *testing.T) {
 	p := startProxy(t)
-	silent := make([]*client, 256)
+	silent := make([]*client, maxPendingHost)
 	for i := range silent {
 		silent[i] = p.dial(t, "127.0.0.1")
 	}
@@ -365,6 +365,7 @@ func TestRecheckDoesNotWait(t *testing.T) {
 		}
 	})
 	c := p.login(t)
+	p.sessionOf(t, c)
 	hang.Store(true)
 	p.Recheck(context.Background())
 	hang.Store(false)
@@ -406,4 +407,3 @@ func TestCancelAfterRename(t *testing.T) {
 		t.Errorf("got %s", got)
 	}
 }
-

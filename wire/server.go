@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -72,10 +73,14 @@ type Server struct {
 	conns     map[*session]net.Conn // accepted, from first to last
 	sessions  map[*session]struct{} // admitted
 	perUser   map[string]int
+	pending   map[string]int // connections that are no sessions, by host; see waitsLocked
+	waiting   int            // all of them
 	draining  bool
 	closed    bool
 
-	running sync.WaitGroup // a goroutine for every accepted connection
+	busy     atomic.Int32   // sessions that have something to do
+	rechecks atomic.Int64   // calls of Recheck that have begun
+	running  sync.WaitGroup // a goroutine for every accepted connection
 }
 
 // Serve accepts connections on ln until Shutdown or Close, and closes it. It
@@ -105,13 +110,24 @@ func (srv *Server) Serve(ln net.Listener) error {
 		if stopped {
 			return ErrServerClosed
 		}
-		if !errors.Is(err, syscall.EMFILE) && !errors.Is(err, syscall.ENFILE) && !errors.Is(err, syscall.ECONNABORTED) {
+		if !passing(err) {
 			return err
 		}
 		backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
 		srv.Logger.Warn("accept", "err", err, "retry_in", backoff)
 		time.Sleep(backoff)
 	}
+}
+
+// passing reports whether an error of Accept is one of that connection, or of a
+// moment in which something has run out.
+func passing(err error) bool {
+	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	return false
 }
 
 func (srv *Server) track(ln net.Listener) bool {
@@ -125,6 +141,7 @@ func (srv *Server) track(ln net.Listener) bool {
 		srv.conns = make(map[*session]net.Conn)
 		srv.sessions = make(map[*session]struct{})
 		srv.perUser = make(map[string]int)
+		srv.pending = make(map[string]int)
 	}
 	srv.metrics.init()
 	srv.listeners[ln] = struct{}{}
@@ -143,11 +160,11 @@ func (srv *Server) untrack(ln net.Listener) {
 func (srv *Server) start(conn net.Conn) {
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
-	if srv.closed {
+	s := newSession(srv, conn)
+	if srv.closed || !srv.waitsLocked(s) {
 		conn.Close()
 		return
 	}
-	s := newSession(srv, conn)
 	srv.conns[s] = conn
 	srv.running.Go(func() {
 		defer srv.forget(s)
@@ -157,8 +174,47 @@ func (srv *Server) start(conn net.Conn) {
 
 func (srv *Server) forget(s *session) {
 	srv.mu.Lock()
+	defer srv.mu.Unlock()
 	delete(srv.conns, s)
-	srv.mu.Unlock()
+	srv.waitedLocked(s)
+}
+
+// Bounds on the connections that are no sessions: not yet, or because they
+// bring a cancel request, or are being refused. Each may take its time and its
+// memory, and one device alone must not use up what there is for all.
+const (
+	maxPending     = 1024
+	maxPendingHost = 256
+)
+
+// waitsLocked counts a connection that is no session, or says that there are
+// too many. It is then closed without a word, as by a server that has no room
+// to read what it asks for.
+func (srv *Server) waitsLocked(s *session) bool {
+	if remote := s.conn.RemoteAddr(); remote != nil {
+		s.host, _, _ = net.SplitHostPort(remote.String()) // "" where it is no such address
+	}
+	if srv.waiting >= maxPending || srv.pending[s.host] >= maxPendingHost {
+		srv.metrics.refused(codeTooManyConnections)
+		srv.Logger.Debug("too many connections that are no sessions", "host", s.host)
+		return false
+	}
+	srv.waiting++
+	srv.pending[s.host]++
+	s.pending = true
+	return true
+}
+
+// waitedLocked counts it out, once.
+func (srv *Server) waitedLocked(s *session) {
+	if !s.pending {
+		return
+	}
+	s.pending = false
+	srv.waiting--
+	if srv.pending[s.host]--; srv.pending[s.host] == 0 {
+		delete(srv.pending, s.host)
+	}
 }
 
 // tickInterval is how often running and resting sessions are looked at. It is
@@ -208,6 +264,7 @@ func (srv *Server) admit(s *session) *sessionError {
 		return fatal(codeTooManyConnections, "pgproxy: too many sessions for "+who, reasonLimit).
 			withHint("The limit is " + count(int64(srv.MaxSessionsPerUser), "session") + " a user. Close one first.")
 	}
+	srv.waitedLocked(s)
 	srv.sessions[s] = struct{}{}
 	srv.perUser[who]++
 	s.admitted = who

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"runtime/debug"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -21,7 +22,7 @@ import (
 type phase int
 
 const (
-	// starting: up to the first ReadyForQuery. Leads to resting.
+	// starting: up to the first ReadyForQuery. Leads to deciding.
 	starting phase = iota
 	// resting: waiting for the client's next message. Leads to deciding, and
 	// to ending.
@@ -51,6 +52,8 @@ type session struct {
 	caller   policy.Caller
 	startup  *startup
 	admitted string // the name it counts under in the server's limit
+	host     string // its client's, without the port
+	pending  bool   // counted among the server's pending; guarded by Server.mu
 	began    time.Time
 	database string
 	stamp    string
@@ -94,12 +97,14 @@ type session struct {
 	since       time.Time     // when the phase began; a statement's, when it began
 	txSince     time.Time     // when the open transaction began; zero outside of one
 	watch       *watch        // the watch that is on, if any
+	busy        bool          // counted in the server's busy
 	ending      *sessionError // why the session is to end, once that is settled
 	endingAt    time.Time
 	aborted     bool         // the upstream connection was given up
-	cancelled   bool         // a cancel came while deciding
+	unsent      bool         // a statement was begun, and neither sent nor answered
+	cancelled   bool         // a cancel came for it
 	clock       clock        // the running statement's limits
-	sql         string       // the statement last begun
+	sql         string       // the statement last begun, as Info.SQL
 	seq         int64        // its number
 	rule        policy.Rule  // in force now
 	base        policy.Rule  // what policy gives, before lifts
@@ -126,6 +131,13 @@ func newSession(srv *Server, conn net.Conn) *session {
 func (s *session) run() {
 	defer s.stop()
 	defer s.conn.Close()
+	defer func() {
+		if s.recovered(recover()) != nil && s.up != nil {
+			s.srv.keys.remove(s)
+			s.up.Close()
+		}
+	}()
+	asked := s.srv.rechecks.Load()
 	remote := s.conn.RemoteAddr()
 	s.deadline(s.srv.LoginTimeout)
 	caller, whoErr := s.identify(remote)
@@ -153,7 +165,21 @@ func (s *session) run() {
 		s.refuse(err)
 		return
 	}
+	s.enter(deciding)
+	if s.srv.rechecks.Load() != asked {
+		s.recheck(s.ctx) // what was asked at the beginning may be true no more
+	}
 	s.finish(s.converse())
+}
+
+// recovered makes the end of the session out of a panic, nil out of none: a
+// defect of ours that one session meets is not to end all of them.
+func (s *session) recovered(panicked any) *sessionError {
+	if panicked == nil {
+		return nil
+	}
+	s.log.Error("panic", "value", panicked, "stack", string(debug.Stack()))
+	return fatal(codeInternal, "pgproxy: internal error", reasonInternal)
 }
 
 // deadline bounds the next phase of the client connection; 0 lifts the bound.
@@ -185,8 +211,7 @@ func (s *session) identify(remote net.Addr) (policy.Caller, error) {
 
 func (s *session) serveCancel(caller policy.Caller, whoErr error) {
 	if whoErr != nil {
-		s.srv.metrics.cancel("dropped")
-		s.log.Info("cancel request dropped", "addr", caller.Addr, "err", whoErr)
+		s.srv.dropCancel(caller, whoErr)
 		return
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, 2*cancelTimeout)
@@ -294,6 +319,7 @@ func (s *session) connect() *sessionError {
 		return silent(reasonShutdown, nil)
 	}
 	s.upstream.conn, s.client.conn = up.Net, s.conn
+	s.upstream.eager, s.client.eager = newEager(s.srv, up.Net), newEager(s.srv, s.conn)
 	s.settings.begin(rule, up.Params)
 	s.log = s.log.With("database", s.database, "upstream_pid", up.PID)
 	if err := s.srv.write(s.newRecord(audit.Connect)); err != nil {
@@ -341,6 +367,7 @@ func (s *session) unrecorded(severity string, err error) *sessionError {
 func (s *session) finish(e *sessionError) {
 	s.mu.Lock()
 	s.phase = ending
+	s.setBusyLocked(false)
 	s.mu.Unlock()
 	s.srv.keys.remove(s)
 	s.stop()

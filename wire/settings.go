@@ -19,7 +19,10 @@ type reported struct {
 	changed map[string]string // those that differ, as last reported
 
 	// What the server was last told to keep.
-	readOnly        bool
+	readOnly bool
+	// open says that at read access transactions may write: see admitWrites.
+	open            bool
+	admin           bool // an admin may have changed what nobody else may
 	timeout, idleTx time.Duration
 }
 
@@ -39,7 +42,7 @@ func (r *reported) begin(rule policy.Rule, params map[string]string) {
 			r.want[name] = v
 		}
 	}
-	r.readOnly = rule.Access == policy.Read
+	r.readOnly, r.admin = rule.Access == policy.Read, rule.Access == policy.Admin
 	r.timeout, r.idleTx = rule.StatementTimeout, rule.IdleInTransactionTimeout
 }
 
@@ -115,11 +118,27 @@ func (s *session) restore() *sessionError {
 	return s.follow()
 }
 
-// follow tells the server what has changed in the rule.
+// admitWrites lets the server take writes at read access, where the rule
+// allows some, from statements that it allows, and in transactions that the
+// client begins, which may come to those. writes says that the statement does
+// more than read.
+func (s *session) admitWrites(st *statement, writes bool) *sessionError {
+	r := &s.settings
+	allows := st.rule.Access == policy.Read && st.rule.Allow != nil
+	begins := func(stmt policy.Statement) bool { return stmt.Tx == policy.TxBegin }
+	open := allows && (writes || slices.ContainsFunc(st.msg.Statements, begins))
+	if open == r.open || s.status != 'I' {
+		return nil
+	}
+	r.open = open
+	return s.follow()
+}
+
+// follow tells the server what follows from the rule.
 func (s *session) follow() *sessionError {
 	rule := s.inForce()
 	r := &s.settings
-	if readOnly := rule.Access == policy.Read; readOnly != r.readOnly {
+	if readOnly := rule.Access == policy.Read && !(r.open && rule.Allow != nil); readOnly != r.readOnly {
 		value := "off"
 		if readOnly {
 			value = "on"
@@ -136,12 +155,18 @@ func (s *session) follow() *sessionError {
 		}
 		r.readOnly = readOnly
 	}
+	if r.admin && rule.Access != policy.Admin {
+		if e := s.set(resetAdmin); e != nil {
+			return e
+		}
+	}
 	if s.status != 'I' {
 		return nil // what is set inside of a transaction may be rolled back with it
 	}
-	if rule.Access != policy.Admin && s.ownTimeout { // what an admin set does not outlive being one
-		s.ownTimeout, r.timeout = false, -1
+	if rule.Access != policy.Admin && r.admin {
+		s.ownTimeout, r.timeout, r.idleTx = false, -1, -1
 	}
+	r.admin = rule.Access == policy.Admin
 	if rule.StatementTimeout != r.timeout && !s.ownTimeout {
 		if e := s.set("SET statement_timeout TO " + serverMillis(rule.StatementTimeout)); e != nil {
 			return e
@@ -157,6 +182,13 @@ func (s *session) follow() *sessionError {
 	return nil
 }
 
+// resetAdmin takes back what an admin may have made of the session: it does not
+// outlive being one. Of the settings that only a superuser may even reset, it
+// touches those alone that were changed.
+const resetAdmin = `RESET SESSION AUTHORIZATION; RESET ROLE; RESET pgproxy."user"; RESET pgproxy.node; RESET pgproxy.session;
+SELECT pg_catalog.set_config(name, reset_val, false) FROM pg_catalog.pg_settings
+WHERE name OPERATOR(pg_catalog.=) 'session_replication_role' AND setting OPERATOR(pg_catalog.<>) reset_val`
+
 // set runs a SET of the proxy's own.
 func (s *session) set(sql string) *sessionError {
 	r, e := s.own(sql)
@@ -164,6 +196,9 @@ func (s *session) set(sql string) *sessionError {
 		return e
 	}
 	s.emit(r.async)
+	if e := s.settled(); e != nil {
+		return e // and what has failed was cancelled for it
+	}
 	if r.failure != nil {
 		return s.notRestored(fmt.Errorf("%s: %s", sql, r.failure.message))
 	}

@@ -109,10 +109,6 @@ func (s *session) show(name string) *sessionError {
 		s.table([]string{"access"}, rows)
 	case "sessions":
 		s.table(sessionColumns, s.sessionRows())
-	case "user":
-		s.table([]string{name}, [][]string{{s.caller.Who()}})
-	case "node":
-		s.table([]string{name}, [][]string{{s.caller.Node}})
 	case "reason":
 		s.table([]string{name}, [][]string{{reason}})
 	default:

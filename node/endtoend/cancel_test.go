@@ -43,7 +43,7 @@ func TestCtrlC(t *testing.T) {
 // the proxy has closed the connection without a word.
 func (p *proxy) cancelFrom(t *testing.T, from *nodetest.Peer, s *session) {
 	t.Helper()
-	conn, err := network(from)(t.Context(), "tcp", p.addr)
+	conn, err := from.Dial(t.Context(), p.addr)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -22,23 +22,12 @@ import (
 func asWritten(_ context.Context, host string) ([]string, error) { return []string{host}, nil }
 
 // network is how a device reaches a proxy: its own tailnet connection, or for a
-// nil peer the loopback. A device may hear of a new proxy a moment later than
-// the proxy of the tailnet, so it tries again.
+// nil peer the loopback.
 func network(from *nodetest.Peer) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	if from == nil {
 		return new(net.Dialer).DialContext
 	}
-	return func(ctx context.Context, _, addr string) (net.Conn, error) {
-		for {
-			try, cancel := context.WithTimeout(ctx, time.Second)
-			c, err := from.Dial(try, addr)
-			cancel()
-			if err == nil || ctx.Err() != nil {
-				return c, err
-			}
-			time.Sleep(lookAgain)
-		}
-	}
+	return func(ctx context.Context, _, addr string) (net.Conn, error) { return from.Dial(ctx, addr) }
 }
 
 // session is somebody's session through a proxy, in the simple protocol.
@@ -105,17 +94,6 @@ func (s *session) note(n *pgconn.Notice, e *pgconn.PgError) {
 	if e != nil {
 		s.errors = append(s.errors, e)
 	}
-}
-
-// codes are the SQLSTATEs of all errors so far.
-func (s *session) codes() []string {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	var all []string
-	for _, e := range s.errors {
-		all = append(all, e.Code)
-	}
-	return all
 }
 
 // last is the last error.
@@ -291,7 +269,7 @@ func door(t *testing.T, p *proxy, from *nodetest.Peer) (port string) {
 // pass carries one connection, until one of its ends closes or ctx ends.
 func pass(ctx context.Context, client net.Conn, from *nodetest.Peer, addr string) {
 	defer client.Close()
-	upstream, err := network(from)(ctx, "tcp", addr)
+	upstream, err := from.Dial(ctx, addr)
 	if err != nil {
 		return
 	}

@@ -119,6 +119,9 @@ func TestCertificateFilesChange(t *testing.T) {
 	first := certificate(t, certFile, keyFile, "first", host)
 	p := start(t, "-tls", certFile+":"+keyFile)
 	s := p.connect(t, alice, verifyFull(host, first))
+	p.connect(t, alice, verifyFull(host, first), func(c *pgconn.Config) { // sslnegotiation=direct
+		c.SSLNegotiation, c.TLSConfig.NextProtos = "direct", []string{"postgresql"}
+	})
 
 	write(t, keyFile, "half written")
 	p.connect(t, alice, verifyFull(host, first))

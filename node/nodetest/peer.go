@@ -6,8 +6,12 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
+	"time"
 
+	"tailscale.com/ipn/ipnstate"
 	"tailscale.com/ipn/store/mem"
 	"tailscale.com/tsnet"
 	"tailscale.com/types/logger"
@@ -57,9 +61,50 @@ func (tn *Tailnet) Join(ctx context.Context, d Device) (*Peer, error) {
 	return p, nil
 }
 
-// Dial connects to a TCP address in the tailnet: "pgproxy-prod:5432".
+// Dial connects to a TCP address in the tailnet: "pgproxy-prod:5432". It waits
+// until the device has heard where that is: tsnet looks for what it does not
+// know outside of the tailnet, and a handshake that comes too early costs the
+// five seconds to the next.
 func (p *Peer) Dial(ctx context.Context, addr string) (net.Conn, error) {
-	return p.srv.Dial(ctx, "tcp", addr)
+	host, _, err := net.SplitHostPort(addr)
+	if err != nil {
+		return nil, err
+	}
+	lc, err := p.srv.LocalClient()
+	if err != nil {
+		return nil, err
+	}
+	for {
+		status, err := lc.Status(ctx)
+		if err != nil {
+			return nil, err
+		}
+		if knows(status, host) {
+			return p.srv.Dial(ctx, "tcp", addr)
+		}
+		select {
+		case <-time.After(lookAgain):
+		case <-ctx.Done():
+			return nil, fmt.Errorf("%s knows no %s: %w", p.Name, host, ctx.Err())
+		}
+	}
+}
+
+// lookAgain is how often a device that does not know another yet looks again.
+const lookAgain = 10 * time.Millisecond
+
+// knows reports whether a device knows another by its name or address, and how
+// to reach it.
+func knows(status *ipnstate.Status, host string) bool {
+	for _, peer := range status.Peer {
+		name := strings.TrimSuffix(peer.DNSName, ".")
+		label, _, _ := strings.Cut(name, ".")
+		isIt := host == label || host == name || slices.ContainsFunc(peer.TailscaleIPs, func(a netip.Addr) bool { return a.String() == host })
+		if isIt && peer.Relay != "" {
+			return true
+		}
+	}
+	return false
 }
 
 // Addr is the device's IPv4 address.

@@ -44,10 +44,41 @@ func writeToStdout() error {
 	if err := w.Write(&Record{SQL: "one"}); err != nil {
 		return err
 	}
-	if _, err := bufio.NewReader(os.Stdin).ReadString('\n'); err != nil {
+	line, err := bufio.NewReader(os.Stdin).ReadString('\n')
+	if err != nil {
+		return err
+	}
+	if line == "fill\n" { // until the pipe, which nobody reads, takes no more
+		w.pipeTimeout = 50 * time.Millisecond
+		for err == nil {
+			err = w.Write(&Record{SQL: strings.Repeat("x", 4096)})
+		}
 		return err
 	}
 	return w.Write(&Record{SQL: "two"})
+}
+
+// TestStdoutStuck: whoever reads standard output no longer does. A write must
+// not wait for ever, and all sessions with it.
+func TestStdoutStuck(t *testing.T) {
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), stdoutEnv+"=1")
+	cmd.Stdin = strings.NewReader("fill\n")
+	stdout, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stdout.Close()
+	var stderr strings.Builder
+	cmd.Stderr = &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	cmd.Process.Wait() // not cmd.Wait, which closes stdout
+	cmd.Wait()
+	if !strings.Contains(stderr.String(), "i/o timeout") {
+		t.Errorf("the process ended with %q", stderr.String())
+	}
 }
 
 // TestStdoutClosed: whoever reads standard output goes away. That is an error

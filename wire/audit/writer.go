@@ -65,7 +65,7 @@ const (
 	// than with SyncNever.
 	syncInterval = time.Second
 	// defaultPipeTimeout is how long a pipe may take no byte before the write is
-	// given up. It works on pipes opened by name; standard output blocks.
+	// given up.
 	defaultPipeTimeout = 10 * time.Second
 	// defaultLookInterval spares most records an fstat.
 	defaultLookInterval = 100 * time.Millisecond
@@ -249,6 +249,14 @@ func (w *Writer) openLocked() error {
 // openLog opens a file for appending, or a pipe or device for writing.
 func openLog(path string) (*os.File, error) {
 	if path == "-" {
+		// A pipe is opened anew, so that a write to one which nobody reads
+		// ends some time, and whoever else holds it is not disturbed.
+		var st unix.Stat_t
+		if unix.Fstat(1, &st) == nil && st.Mode&unix.S_IFMT == unix.S_IFIFO {
+			if f, err := os.OpenFile("/proc/self/fd/1", os.O_WRONLY|unix.O_NONBLOCK, 0); err == nil {
+				return f, nil
+			}
+		}
 		// A descriptor of our own: on the first three, the Go runtime
 		// takes a closed pipe for the end of the program.
 		fd, err := unix.FcntlInt(1, unix.F_DUPFD_CLOEXEC, 3)
