@@ -167,7 +167,9 @@ func startProxyTo(t testing.TB, dsn string, options ...func(*Server)) *proxy {
 		t.Fatal(err)
 	}
 	p.addr = ln.Addr().String()
-	go func() { p.served <- p.Serve(ln) }()
+	accepting := &firstAccept{Listener: ln, begun: make(chan struct{})}
+	go func() { p.served <- p.Serve(accepting) }()
+	<-accepting.begun // or the next proxy's leak check counts this one half begun
 	t.Cleanup(func() {
 		p.Close()
 		if err := <-p.served; err != ErrServerClosed {
@@ -179,6 +181,18 @@ func startProxyTo(t testing.TB, dsn string, options ...func(*Server)) *proxy {
 		}
 	})
 	return p
+}
+
+// firstAccept tells when Accept is first called.
+type firstAccept struct {
+	net.Listener
+	once  sync.Once
+	begun chan struct{}
+}
+
+func (l *firstAccept) Accept() (net.Conn, error) {
+	l.once.Do(func() { close(l.begun) })
+	return l.Listener.Accept()
 }
 
 // withRule serves everybody under one rule.

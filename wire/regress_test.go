@@ -65,8 +65,8 @@ func regressions(t *testing.T, rule policy.Rule, files []string) {
 			script := speakable(string(text))
 			var want, got string
 			var both sync.WaitGroup
-			both.Go(func() { want = comparable(r.run(t, other, script)) })
-			both.Go(func() { got = comparable(r.run(t, r.proxy.at(r.env...), script)) })
+			both.Go(func() { want = alike(r.run(t, other, script)) })
+			both.Go(func() { got = alike(r.run(t, r.proxy.at(r.env...), script)) })
 			both.Wait()
 			if line, w, g := firstDifference(want, got); line > 0 {
 				t.Errorf("line %d:\n got %s\nwant %s", line, g, w)
@@ -192,12 +192,12 @@ var (
 	shownLocation = regexp.MustCompile(`^LOCATION:  \w+, ([\w.]+):\d+$`)
 )
 
-// comparable takes out of what psql shows, VERBOSITY being verbose, what an
+// alike takes out of what psql shows, VERBOSITY being verbose, what an
 // error of the proxy's own lacks: the place in PostgreSQL's source, and where
 // a text cannot be read the finer code, detail and hint, which the parser
 // library does not tell. What a newer grammar refuses by itself is a syntax
 // error, too.
-func comparable(shown string) string {
+func alike(shown string) string {
 	shown = tempSchema.ReplaceAllString(shown, "pg_temp_0")
 	shown = strings.ReplaceAll(shown, "ERROR:  22023: unrecognized partitioning strategy", "ERROR:  42601: unrecognized partitioning strategy")
 	var lines []string
