@@ -45,11 +45,15 @@ func TestDialCutControl(t *testing.T) {
 	alice, bob := tn.Person("alice@example.com", "laptop"), tn.Person("bob@example.com", "phone")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
+	// Nobody listens there, which bob's device says at once. From then on
+	// alice's knows it, control or not.
+	if _, err := alice.Dial(ctx, bob.Addr().String()+":1"); err == nil || ctx.Err() != nil {
+		t.Fatalf("Dial returns %v, want a refusal", err)
+	}
 	tn.CutControl()
 	if _, err := tn.Join(shortly(t), nodetest.Device{Name: "late", Login: "carol@example.com"}); err == nil {
 		t.Error("joined without control")
 	}
-	// Nobody listens there, which bob's device says at once.
 	if _, err := alice.Dial(ctx, bob.Addr().String()+":1"); err == nil || ctx.Err() != nil {
 		t.Errorf("Dial returns %v, want a refusal", err)
 	}
