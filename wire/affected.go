@@ -188,11 +188,11 @@ func (s *session) changedSoFar(st *statement) (n int64, done bool, e *sessionErr
 		return 0, done, e
 	}
 	if len(r.rows) != 1 || len(r.rows[0]) != 1 {
-		return 0, false, s.garbled(st, 'D')
+		return 0, false, garbled('D')
 	}
 	n, err := strconv.ParseInt(r.rows[0][0], 10, 64)
 	if err != nil {
-		return 0, false, s.garbled(st, 'D')
+		return 0, false, garbled('D')
 	}
 	return n, false, nil
 }

@@ -96,20 +96,6 @@ func (f *frames) rest() {
 	}
 }
 
-// discard throws n bytes away, reading as many as it must.
-func (f *frames) discard(n int) error {
-	for {
-		have := min(n, f.w-f.r)
-		f.r += have
-		if n -= have; n == 0 {
-			return nil
-		}
-		if err := f.fill(minBuffer); err != nil {
-			return bodyError(err)
-		}
-	}
-}
-
 // body returns the next message's body whole, header consumed. It is valid
 // until the next fill. The caller has bounded n.
 func (f *frames) body(n int) ([]byte, error) {

@@ -121,12 +121,14 @@ func TestFramesAllocation(t *testing.T) {
 	if len(f.buf) > 4*len(in) {
 		t.Errorf("%d bytes held a buffer of %d", len(in), len(f.buf))
 	}
-	f = &frames{conn: &scriptedConn{in: in, chunk: 1000}}
+	s, _ := relaySession(nil, 0)
+	f = &s.client
+	f.conn = &scriptedConn{in: in, chunk: 1000}
 	if err := f.fill(minBuffer); err != nil {
 		t.Fatal(err)
 	}
-	if err := f.discard(1 << 30); err != errMidMessage {
-		t.Error(err)
+	if e := s.discardClient(1 << 30); e == nil || e.cause != errMidMessage {
+		t.Error(e)
 	}
 	if len(f.buf) > maxBuffer {
 		t.Errorf("a buffer of %d bytes for what is thrown away", len(f.buf))

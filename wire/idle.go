@@ -12,7 +12,7 @@ func (s *session) passIdle() *sessionError {
 		typ, n, ok, err := f.header()
 		switch {
 		case err != nil || n > maxReply:
-			return fatal(codeConnectionFailure, "pgproxy: the upstream server sent something that is not an answer", reasonUpstream)
+			return garbled(typ)
 		case !ok:
 			return nil
 		}
@@ -39,7 +39,7 @@ func (s *session) passIdle() *sessionError {
 			e.code = last.code
 			return e
 		default:
-			return fatal(codeConnectionFailure, "pgproxy: the upstream server sent something that is not an answer", reasonUpstream)
+			return garbled(typ)
 		}
 	}
 }

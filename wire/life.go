@@ -139,11 +139,8 @@ func (s *session) settled() *sessionError {
 }
 
 func clientEnded(err error) *sessionError {
-	switch {
-	case errors.Is(err, io.EOF):
+	if errors.Is(err, io.EOF) {
 		return silent(reasonClient, nil)
-	case errors.Is(err, errMidMessage):
-		return silent(reasonClientLost, err)
 	}
 	return silent(reasonClientLost, err)
 }

@@ -53,7 +53,7 @@ func (s *session) roundTrip(sql string) (*reply, *sessionError) {
 	for size := 0; size < maxReply; {
 		typ, n, ok, err := s.upstream.header()
 		if err != nil || n > maxReply {
-			return nil, fatal(codeConnectionFailure, "pgproxy: the upstream server sent something that is not an answer", reasonUpstream)
+			return nil, garbled(typ)
 		}
 		if !ok {
 			if err := s.upstream.fill(minBuffer); err != nil {
@@ -178,35 +178,8 @@ func (s *session) terminateBackend(ctx context.Context) error {
 	if up.Addr != s.up.Addr { // of several hosts; there the number may be anybody's
 		return fmt.Errorf("a new connection reaches another server, %s", up.Addr)
 	}
-	if d, ok := ctx.Deadline(); ok {
-		up.Net.SetDeadline(d)
-	}
-	sql := fmt.Sprintf("SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = %d AND usename = current_user", s.up.PID)
-	if _, err := up.Net.Write(appendQuery(nil, sql)); err != nil {
-		return err
-	}
-	f := frames{conn: up.Net}
-	for {
-		typ, n, ok, err := f.header()
-		switch {
-		case err != nil:
-			return err
-		case !ok:
-			err = f.fill(minBuffer)
-		case typ == 'E':
-			var body []byte
-			if body, err = f.body(min(n, openLimit)); err == nil {
-				return fmt.Errorf("%s", parseErrorFields(body).message)
-			}
-		case typ == 'Z':
-			return nil
-		default:
-			err = f.discard(headerLen + n)
-		}
-		if err != nil {
-			return err
-		}
-	}
+	_, err = up.Query(ctx, fmt.Sprintf("SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = %d AND usename = current_user", s.up.PID))
+	return err
 }
 
 // quoteIdent and quoteLiteral quote for standard_conforming_strings = on.

@@ -196,7 +196,7 @@ func (s *session) walk(st *statement) *sessionError {
 		typ, body, ok, err := f.header()
 		if err != nil {
 			pass()
-			return s.garbled(st, typ)
+			return garbled(typ)
 		}
 		if !ok {
 			break
@@ -311,7 +311,7 @@ func (s *session) openFrame(st *statement, typ byte, size int, body []byte) *ses
 		c.left, c.dropped = whole-n, true
 	}
 	if size > smallFrame && typ != 'E' && typ != 'N' && typ != 'd' || size > openLimit && typ == 'C' {
-		return s.garbled(st, typ)
+		return garbled(typ)
 	}
 	switch typ {
 	case 'C':
@@ -342,7 +342,7 @@ func (s *session) openFrame(st *statement, typ byte, size int, body []byte) *ses
 		passOn()
 	case 'Z':
 		if len(body) != 1 {
-			return s.garbled(st, typ)
+			return garbled(typ)
 		}
 		s.status = body[0]
 		c.done = true
@@ -353,7 +353,7 @@ func (s *session) openFrame(st *statement, typ byte, size int, body []byte) *ses
 		}
 		swallow()
 	default:
-		return s.garbled(st, typ)
+		return garbled(typ)
 	}
 	return nil
 }
@@ -371,9 +371,9 @@ func (s *session) mute(st *statement) {
 }
 
 // garbled ends a session whose upstream sends what cannot be an answer.
-func (s *session) garbled(st *statement, typ byte) *sessionError {
+func garbled(typ byte) *sessionError {
 	e := fatal(codeConnectionFailure, "pgproxy: the upstream server sent something that is not an answer", reasonUpstream)
-	e.cause = fmt.Errorf("frame %q in the answer to a simple query", typ)
+	e.cause = fmt.Errorf("frame %q", typ)
 	return e
 }
 
