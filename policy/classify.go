@@ -375,7 +375,12 @@ func (c *classifier) session(n any, at place) {
 			c.add(act{Class: actCatalog, Needs: Admin, Name: rel.GetRelname() + " (by way of a view)", Pos: int(rel.GetLocation())})
 		}
 	case *pg.FetchStmt:
-		c.st.Fetches = !n.Ismove
+		c.st.Cursor = fetchUse(n)
+	case *pg.DeclareCursorStmt:
+		const hold = 0x0020 // CURSOR_OPT_HOLD, parsenodes.h
+		c.st.Cursor = CursorUse{Verb: CursorDeclare, Name: n.Portalname, Hold: n.Options&hold != 0}
+	case *pg.ClosePortalStmt:
+		c.st.Cursor = CursorUse{Verb: CursorClose, Name: n.Portalname}
 	case *pg.PrepareStmt:
 		c.st.facts.Prepares = n.Name
 	case *pg.ExecuteStmt:
@@ -386,6 +391,28 @@ func (c *classifier) session(n any, at place) {
 			c.st.facts.Forgets = "*"
 		}
 	}
+}
+
+// fetchUse describes a FETCH or MOVE. PostgreSQL's grammar has turned a negative
+// count into the other direction only when it runs, so that is done here too.
+func fetchUse(n *pg.FetchStmt) CursorUse {
+	use := CursorUse{Verb: CursorFetch, Name: n.Portalname, Count: n.HowMany, Forward: true}
+	if n.Ismove {
+		use.Verb = CursorMove
+	}
+	switch n.Direction {
+	case pg.FetchDirection_FETCH_FORWARD:
+	case pg.FetchDirection_FETCH_BACKWARD:
+		use.Forward = false
+	default:
+		use.Count, use.Single = 1, true
+		return use
+	}
+	if use.Count < 0 {
+		use.Forward, use.Count = !use.Forward, -use.Count
+	}
+	use.Single = use.Count == 0 // the current row again
+	return use
 }
 
 func copyName(n *pg.CopyStmt) string {

@@ -42,7 +42,7 @@ func verdict(t *testing.T, judge *policy.Judge, c policytest.Case, access policy
 		}
 		d := policy.Decide(t.Context(), &rule, msg, memory, nil)
 		if d.Refusal == nil {
-			memory.Note(msg, true)
+			memory.Note(msg, len(msg.Statements))
 			verdict = "ok"
 		} else {
 			verdict = refused(t, d.Refusal)

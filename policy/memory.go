@@ -20,15 +20,16 @@ type prepared struct {
 	hides bool // the tag of its EXECUTE may leave out rows it changes
 }
 
-// Note is called when the server has answered a message, with whether it was
-// without an error.
-func (m *Memory) Note(msg *Message, ok bool) {
-	for i := range msg.Statements {
+// Note is called when the server has answered a message. completed is how many
+// of its statements have ended well, by the server's own tags: only those are
+// learnt from and forgotten by.
+func (m *Memory) Note(msg *Message, completed int) {
+	for i := range min(completed, len(msg.Statements)) {
 		f := &msg.Statements[i].facts
 		switch {
 		case f.Prepares != "":
 			m.prepare(f)
-		case f.Forgets == "" || !ok:
+		case f.Forgets == "":
 		case f.Forgets == "*":
 			clear(m.prepared)
 		default:
@@ -73,22 +74,33 @@ func contains(acts []act, a act) bool {
 	return false
 }
 
-// Changes reports whether a statement changes rows: as its own Changes, and
-// for one that executes prepared statements whether one of those does. A name
-// it does not know may.
-func (m *Memory) Changes(st *Statement) bool {
+// Changes reports whether the statement at an index of a message changes rows:
+// as its own Changes, and for one that executes prepared statements whether one
+// of those does. A name it does not know may.
+func (m *Memory) Changes(msg *Message, i int) bool {
+	st := &msg.Statements[i]
 	return st.Changes || m.executes(st, func(p prepared, known bool, _ execution) bool {
 		return !known || changes(p.acts)
 	})
 }
 
 // Hidden reports whether the command tag's count leaves out rows that the
-// statement changes: as its own Hidden, and for one that executes prepared
-// statements whether it may be so for one of those.
-func (m *Memory) Hidden(st *Statement) bool {
+// statement at an index changes: as its own Hidden, and for one that executes
+// prepared statements whether it may be so for one of those.
+func (m *Memory) Hidden(msg *Message, i int) bool {
+	st := &msg.Statements[i]
 	return st.Hidden || m.executes(st, func(p prepared, known bool, e execution) bool {
 		return !known || p.hides || e.Nested && changes(p.acts)
 	})
+}
+
+// Reads reports whether the statement at an index does nothing but read,
+// whatever its kind: SELECT, FETCH, SHOW, an EXPLAIN that runs nothing, and the
+// EXECUTE of what only reads. A result of it that is cut short is an error;
+// that of a statement which has changed something is not.
+func (m *Memory) Reads(msg *Message, i int) bool {
+	st := &msg.Statements[i]
+	return st.Reads
 }
 
 // executes reports whether test is true of a prepared statement that st runs.

@@ -1,6 +1,9 @@
 package policy
 
-import "context"
+import (
+	"context"
+	"math"
+)
 
 // Message is the text of one simple Query message, read with PostgreSQL's own
 // grammar: its statements in order. It is immutable and may be shared by
@@ -41,8 +44,20 @@ type Statement struct {
 	// Hidden says that the command tag's count leaves out rows this statement
 	// changes: a writing CTE, EXPLAIN ANALYZE. For EXECUTE ask Memory.Hidden.
 	Hidden bool
-	// Fetches says that the statement returns rows of a cursor.
-	Fetches bool
+	// Cursor is what DECLARE, FETCH, MOVE and CLOSE do; its Verb is NoCursor for
+	// all others.
+	Cursor CursorUse
+	// Settings are the server's settings that the statement changes, in lower
+	// case: by SET, RESET, DISCARD ALL, or set_config. AnySetting stands for
+	// those that the text does not name.
+	Settings []string
+	// Opaque says that the statement runs code that the verdict has not seen:
+	// a function that is not known to be PostgreSQL's own, DO, CALL, EXECUTE, a
+	// trigger's, the query of a cursor. Such code may change settings.
+	Opaque bool
+	// Looks says that the statement reads a table or a view, and so may run
+	// what a view's definition calls.
+	Looks bool
 	// Tx is what the statement does to the transaction block. Chains says of
 	// a COMMIT or ROLLBACK that it begins the next one, too.
 	Tx     TxAction
@@ -54,16 +69,47 @@ type Statement struct {
 	facts facts
 }
 
+// AnySetting stands for settings that a text changes without naming them.
+const AnySetting = "*"
+
+// CursorUse is what a statement does with a cursor.
+type CursorUse struct {
+	Verb CursorVerb
+	Name string // as the server has it; empty for CLOSE ALL
+	Hold bool   // DECLARE … WITH HOLD
+	// Of FETCH and MOVE: whether it goes towards the end, and how many rows it
+	// asks for; AllRows = all. It is 1 for those that name a single row (FIRST,
+	// ABSOLUTE n, RELATIVE n), which cannot be limited further (Single).
+	Forward bool
+	Count   int64
+	Single  bool
+}
+
+// AllRows is the count of FETCH ALL.
+const AllRows = math.MaxInt64
+
+// CursorVerb is the kind of a CursorUse.
+type CursorVerb int
+
+const (
+	NoCursor CursorVerb = iota
+	CursorDeclare
+	CursorFetch
+	CursorMove
+	CursorClose
+)
+
 // TxAction is what a statement does to the transaction block.
 type TxAction int
 
 const (
-	TxNone      TxAction = iota
-	TxBegin              // BEGIN, START TRANSACTION
-	TxCommit             // COMMIT, END
-	TxRollback           // ROLLBACK, ABORT
-	TxSavepoint          // SAVEPOINT, RELEASE, ROLLBACK TO
-	TxPrepare            // PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED
+	TxNone       TxAction = iota
+	TxBegin               // BEGIN, START TRANSACTION
+	TxCommit              // COMMIT, END
+	TxRollback            // ROLLBACK, ABORT
+	TxSavepoint           // SAVEPOINT, RELEASE
+	TxRollbackTo          // ROLLBACK TO SAVEPOINT
+	TxPrepare             // PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED
 )
 
 // ProxyCommand is a SHOW, SET or RESET of one of the proxy's own settings.

@@ -53,7 +53,7 @@ func TestForeignSQL(t *testing.T) {
 			}
 			d := policy.Decide(t.Context(), &rule, msg, memory, nil)
 			if d.Refusal == nil {
-				memory.Note(msg, true)
+				memory.Note(msg, len(msg.Statements))
 				continue
 			}
 			refused++

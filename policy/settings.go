@@ -178,8 +178,10 @@ func (c *classifier) transaction(n *pg.TransactionStmt) {
 		c.st.Tx = TxCommit
 	case pg.TransactionStmtKind_TRANS_STMT_ROLLBACK:
 		c.st.Tx = TxRollback
-	case pg.TransactionStmtKind_TRANS_STMT_SAVEPOINT, pg.TransactionStmtKind_TRANS_STMT_RELEASE, pg.TransactionStmtKind_TRANS_STMT_ROLLBACK_TO:
+	case pg.TransactionStmtKind_TRANS_STMT_SAVEPOINT, pg.TransactionStmtKind_TRANS_STMT_RELEASE:
 		c.st.Tx = TxSavepoint
+	case pg.TransactionStmtKind_TRANS_STMT_ROLLBACK_TO:
+		c.st.Tx = TxRollbackTo
 	default:
 		c.st.Tx = TxPrepare
 	}

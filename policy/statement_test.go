@@ -58,7 +58,7 @@ func TestStatement(t *testing.T) {
 		for _, flag := range []struct {
 			set  bool
 			name string
-		}{{st.Reads, "R"}, {st.Changes, "C"}, {st.Hidden, "H"}, {st.Fetches, "F"}} {
+		}{{st.Reads, "R"}, {st.Changes, "C"}, {st.Hidden, "H"}, {st.Cursor.Verb == policy.CursorFetch, "F"}} {
 			if flag.set {
 				says.WriteString(flag.name)
 			}
@@ -86,7 +86,7 @@ func TestTransactionActions(t *testing.T) {
 		"BEGIN": policy.TxBegin, "START TRANSACTION": policy.TxBegin,
 		"COMMIT": policy.TxCommit, "END": policy.TxCommit,
 		"ROLLBACK": policy.TxRollback, "ABORT": policy.TxRollback,
-		"SAVEPOINT a": policy.TxSavepoint, "RELEASE a": policy.TxSavepoint, "ROLLBACK TO a": policy.TxSavepoint,
+		"SAVEPOINT a": policy.TxSavepoint, "RELEASE a": policy.TxSavepoint, "ROLLBACK TO a": policy.TxRollbackTo,
 		"PREPARE TRANSACTION 'x'": policy.TxPrepare, "SET TRANSACTION READ ONLY": policy.TxNone, "SELECT 1": policy.TxNone,
 	} {
 		if got := read(t, sql).Statements[0].Tx; got != want {
@@ -164,27 +164,34 @@ func TestPositions(t *testing.T) {
 // TestMemory follows prepared statements through a session.
 func TestMemory(t *testing.T) {
 	var m policy.Memory
-	execute, explain := read(t, "EXECUTE p").Statements[0], read(t, "EXPLAIN ANALYZE EXECUTE p").Statements[0]
+	execute, explain := read(t, "EXECUTE p"), read(t, "EXPLAIN ANALYZE EXECUTE p")
 	check := func(step string, changes, hidden, explained bool) {
 		t.Helper()
-		if got := m.Changes(&execute); got != changes {
+		if got := m.Changes(execute, 0); got != changes {
 			t.Errorf("%s: Changes is %v", step, got)
 		}
-		if got := m.Hidden(&execute); got != hidden {
+		if got := m.Hidden(execute, 0); got != hidden {
 			t.Errorf("%s: Hidden is %v", step, got)
 		}
-		if got := m.Hidden(&explain); got != explained {
+		if got := m.Hidden(explain, 0); got != explained {
 			t.Errorf("%s: Hidden of EXPLAIN ANALYZE is %v", step, got)
 		}
 	}
-	note := func(sql string, ok bool) { m.Note(read(t, sql), ok) }
+	note := func(sql string, ok bool) {
+		msg := read(t, sql)
+		completed := len(msg.Statements)
+		if !ok {
+			completed--
+		}
+		m.Note(msg, completed)
+	}
 	check("unknown", true, true, true)
 	note("PREPARE p AS SELECT 1", true)
 	check("a query", false, false, false)
 	note("PREPARE p AS DELETE FROM t WHERE a = 1", false)
-	check("a second one that may have failed", true, false, true)
+	check("a second one that failed", false, false, false)
 	note("DEALLOCATE p", false)
-	check("a DEALLOCATE that may have failed", true, false, true)
+	check("a DEALLOCATE that failed", false, false, false)
 	note("DEALLOCATE p", true)
 	check("unknown again", true, true, true)
 	note("PREPARE p AS WITH d AS (DELETE FROM t WHERE a = 1 RETURNING *) SELECT * FROM d", true)
@@ -202,7 +209,7 @@ func TestNarrowing(t *testing.T) {
 	if d := policy.Decide(t.Context(), &rule, prepare, &m, nil); d.Refusal != nil {
 		t.Fatal(d.Refusal)
 	}
-	m.Note(prepare, true)
+	m.Note(prepare, 1)
 	if d := policy.Decide(t.Context(), &rule, execute, &m, nil); d.Refusal != nil || !d.Writes {
 		t.Errorf("%+v", d)
 	}

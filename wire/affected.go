@@ -43,15 +43,11 @@ func (s *session) needsGuard(st *statement) bool {
 		return false
 	}
 	for i := range st.msg.Statements {
-		if s.changes(&st.msg.Statements[i]) {
+		if s.memory.Changes(st.msg, i) {
 			return true
 		}
 	}
 	return false
-}
-
-func (s *session) changes(stmt *policy.Statement) bool {
-	return stmt.Changes || s.memory.Changes(stmt)
 }
 
 // pieces cuts a message where transactions begin or end in it.
@@ -126,9 +122,8 @@ func (s *session) runPiece(st *statement, p piece, implicit bool) *sessionError 
 	c := &st.cycle
 	writes, hidden := false, false
 	for i := p.first; i <= p.last; i++ {
-		stmt := &st.msg.Statements[i]
-		writes = writes || s.changes(stmt)
-		hidden = hidden || s.status != 'E' && s.memory.Hidden(stmt)
+		writes = writes || s.memory.Changes(st.msg, i)
+		hidden = hidden || s.status != 'E' && s.memory.Hidden(st.msg, i)
 	}
 	savepoint := writes && !implicit && s.status == 'T'
 	if savepoint {
@@ -254,7 +249,7 @@ func endOfImplicit(stmt *policy.Statement) string {
 			return "ROLLBACK" // it will be an error
 		}
 		return "COMMIT"
-	case policy.TxRollback, policy.TxSavepoint:
+	case policy.TxRollback, policy.TxSavepoint, policy.TxRollbackTo:
 		return "ROLLBACK"
 	}
 	return ""

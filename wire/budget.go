@@ -1,5 +1,7 @@
 package wire
 
+import "pgproxy/policy"
+
 // fetchBudget makes the row cap hold for a cursor as a whole. psql up to 16
 // fetches a large result in many small FETCHes (FETCH_COUNT), and so may
 // anyone: their rows add up until the transaction ends.
@@ -37,5 +39,8 @@ func (b *fetchBudget) ended(status byte) {
 // fetches reports whether the statement being answered is a FETCH.
 func (st *statement) fetches() bool {
 	i := st.cycle.index
-	return i < len(st.msg.Statements) && st.msg.Statements[i].Fetches
+	if i >= len(st.msg.Statements) {
+		return false
+	}
+	return st.msg.Statements[i].Cursor.Verb == policy.CursorFetch
 }

@@ -340,7 +340,11 @@ func (s *session) perform(st *statement, d policy.Decision) *sessionError {
 	}
 	s.srv.metrics.statement(d.Kinds)
 	e := s.execute(st)
-	s.memory.Note(st.msg, st.cycle.sqlstate == "")
+	completed := st.cycle.index
+	if st.cycle.sqlstate != "" {
+		completed = max(completed-1, 0)
+	}
+	s.memory.Note(st.msg, completed)
 	if st.rule.Access == policy.Admin && strings.Contains(strings.ToLower(st.sql), "statement_timeout") {
 		s.ownTimeout = true
 	}
