@@ -377,8 +377,8 @@ func (c *classifier) session(n any, at place) {
 	case *pg.FetchStmt:
 		c.st.Cursor = fetchUse(n)
 	case *pg.DeclareCursorStmt:
-		const hold = 0x0020 // CURSOR_OPT_HOLD, parsenodes.h
-		c.st.Cursor = CursorUse{Verb: CursorDeclare, Name: n.Portalname, Hold: n.Options&hold != 0}
+		const noScroll, hold = 0x0004, 0x0020 // CURSOR_OPT_…, parsenodes.h
+		c.st.Cursor = CursorUse{Verb: CursorDeclare, Name: n.Portalname, Hold: n.Options&hold != 0, NoScroll: n.Options&noScroll != 0}
 	case *pg.ClosePortalStmt:
 		c.st.Cursor = CursorUse{Verb: CursorClose, Name: n.Portalname}
 	case *pg.PrepareStmt:

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -250,3 +251,6 @@ func parseTimeout(s string) (int64, bool) {
 	d, err := parseDuration(s, time.Millisecond)
 	return d.Milliseconds(), err == nil
 }
+
+// Clone returns a copy that can be changed by itself.
+func (l *Lifts) Clone() Lifts { return Lifts{limits: maps.Clone(l.limits), reason: l.reason} }

@@ -100,7 +100,7 @@ func (m *Memory) Hidden(msg *Message, i int) bool {
 // that of a statement which has changed something is not.
 func (m *Memory) Reads(msg *Message, i int) bool {
 	st := &msg.Statements[i]
-	return st.Reads
+	return st.Reads || st.Cursor.Verb == CursorFetch
 }
 
 // executes reports whether test is true of a prepared statement that st runs.

@@ -77,6 +77,8 @@ type CursorUse struct {
 	Verb CursorVerb
 	Name string // as the server has it; empty for CLOSE ALL
 	Hold bool   // DECLARE … WITH HOLD
+	// NoScroll says of a DECLARE that the cursor cannot go back.
+	NoScroll bool
 	// Of FETCH and MOVE: whether it goes towards the end, and how many rows it
 	// asks for; AllRows = all. It is 1 for those that name a single row (FIRST,
 	// ABSOLUTE n, RELATIVE n), which cannot be limited further (Single).

@@ -102,7 +102,7 @@ func (s *session) cancelStatement(ctx context.Context, seq int64, why string) er
 	rec.Seq = s.seq
 	var number uint64 // 0 where nothing of the client's is upstream
 	if s.phase == running {
-		number = s.gate.running()
+		number = s.backend.Running()
 	}
 	if seq != 0 && seq != s.seq {
 		s.mu.Unlock()
@@ -117,6 +117,11 @@ func (s *session) cancelStatement(ctx context.Context, seq int64, why string) er
 		s.srv.metrics.cancel("before it was sent")
 		return nil
 	}
+	if number != 0 {
+		// Between two parts of a message nothing runs that the server could
+		// cancel: no more of it is sent.
+		s.cancelled = true
+	}
 	s.mu.Unlock()
 	rec.Verdict = "allow"
 	if number == 0 {
@@ -124,7 +129,7 @@ func (s *session) cancelStatement(ctx context.Context, seq int64, why string) er
 		s.srv.metrics.cancel("idle")
 		return ErrNotRunning
 	}
-	sent, err := s.gate.cancel(ctx, s.up, number)
+	sent, err := s.backend.Cancel(ctx, number)
 	rec.Cancelled = sent
 	switch {
 	case err != nil:
@@ -144,7 +149,7 @@ func (s *session) cancelStatement(ctx context.Context, seq int64, why string) er
 // a timeout, a lost client, an end. It does not wait.
 func (s *session) fireCancel(number uint64) {
 	s.tasks.Go(func() {
-		if _, err := s.gate.cancel(context.WithoutCancel(s.ctx), s.up, number); err != nil {
+		if _, err := s.backend.Cancel(context.WithoutCancel(s.ctx), number); err != nil {
 			s.log.Warn("cancelling a statement", "err", err)
 		}
 	})

@@ -19,6 +19,8 @@ import (
 	"pgproxy/wire/audit"
 
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"pgproxy/wire/frame"
 )
 
 const userCancel = "E(57014 canceling statement due to user request) Z(I)"
@@ -50,7 +52,7 @@ func (p *proxy) cancelRecords() []audit.Record {
 func TestCancel(t *testing.T) {
 	p := startProxy(t)
 	c := p.login(t)
-	c.send(appendQuery(nil, "SELECT pg_sleep(61)"))
+	c.send(frame.AppendQuery(nil, "SELECT pg_sleep(61)"))
 	p.awaitActive(t, "SELECT pg_sleep(61)")
 	p.cancel(t, "127.0.0.1", c)
 	if got := c.answer(); got != userCancel {
@@ -71,7 +73,7 @@ func TestCancelInTransaction(t *testing.T) {
 	p := startProxy(t)
 	c := p.login(t)
 	c.want("BEGIN", "C(BEGIN) Z(T)")
-	c.send(appendQuery(nil, "SELECT pg_sleep(62)"))
+	c.send(frame.AppendQuery(nil, "SELECT pg_sleep(62)"))
 	p.awaitActive(t, "SELECT pg_sleep(62)")
 	p.cancel(t, "127.0.0.1", c)
 	if got := c.answer(); got != "E(57014 canceling statement due to user request) Z(E)" {
@@ -84,7 +86,7 @@ func TestCancelInTransaction(t *testing.T) {
 func TestCancelByOthers(t *testing.T) {
 	p := startProxy(t)
 	c := p.login(t)
-	c.send(appendQuery(nil, "SELECT pg_sleep(63)"))
+	c.send(frame.AppendQuery(nil, "SELECT pg_sleep(63)"))
 	p.awaitActive(t, "SELECT pg_sleep(63)")
 
 	p.cancel(t, "127.0.0.2", c) // another person's node
@@ -151,7 +153,7 @@ func TestCancelBeforeItIsSent(t *testing.T) {
 	held := &heldRecorder{event: audit.Query, held: make(chan struct{}), free: make(chan struct{})}
 	p := startProxy(t, func(srv *Server) { held.Recorder, srv.Audit = srv.Audit, held })
 	c := p.login(t)
-	c.send(appendQuery(nil, "INSERT INTO unsent VALUES (1)"))
+	c.send(frame.AppendQuery(nil, "INSERT INTO unsent VALUES (1)"))
 	<-held.held
 	p.cancel(t, "127.0.0.1", c)
 	close(held.free)
@@ -184,7 +186,7 @@ func TestCancelAndTLS(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			sql := "SELECT pg_sleep(64) AS " + quoteIdent(name)
-			c.send(appendQuery(nil, sql))
+			c.send(frame.AppendQuery(nil, sql))
 			p.awaitActive(t, sql)
 			k := p.dial(t, "127.0.0.1")
 			if err := begin(k); err != nil {
@@ -231,7 +233,8 @@ func misdirect(addr string) func(*Server) {
 	}
 }
 
-// A cancel that could not be sent changes nothing. One whose end is not known
+// A cancel that could not be sent hits nothing on the server; a change that was
+// waiting for its COMMIT is taken back all the same. One whose end is not known
 // may strike at any time, so that no later statement is sent.
 func TestCancelThatFails(t *testing.T) {
 	makeTable(t, "blocked")
@@ -241,11 +244,12 @@ func TestCancelThatFails(t *testing.T) {
 		blocker.want("BEGIN", "C(BEGIN) Z(T)")
 		blocker.want("UPDATE blocked SET n = 1 WHERE id = 1", "C(UPDATE 1) Z(T)")
 		const sql = "UPDATE blocked SET n = 2 WHERE id = 1"
-		c.send(appendQuery(nil, sql))
+		c.send(frame.AppendQuery(nil, sql))
 		p.awaitActive(t, sql)
 		p.cancel(t, "127.0.0.1", c)
 		blocker.want("ROLLBACK", "C(ROLLBACK) Z(I)")
-		if got := c.answer(); got != "C(UPDATE 1) Z(I)" {
+		// It was asked for before the COMMIT.
+		if got := c.answer(); got != "E(57014 canceling statement due to user request) Z(I)" {
 			t.Errorf("got %s", got)
 		}
 		rec := p.records.event(t, audit.Cancel)
@@ -274,10 +278,14 @@ func TestCancelThatFails(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			fake := upstreamtest.StartFake(t, script)
 			p, c := run(t, fake.Addr())
-			c.send(appendQuery(nil, "SELECT 2"))
+			c.send(frame.AppendQuery(nil, "SELECT 2"))
 			if got, want := c.ended(), "E(08006 pgproxy: session closed to protect later statements: the fate of a cancel request is not known)"; got != want {
 				t.Errorf("got %s, want %s", got, want)
 			}
+			// A statement that was recorded as allowed has its result.
+			p.records.await(t, "the result", func(rec audit.Record) bool {
+				return rec.Event == audit.Result && rec.Seq == 2 && rec.SQLState == "08006"
+			})
 			if rec := p.records.event(t, audit.Disconnect); rec.Reason != string(reasonCancelLost) {
 				t.Errorf("recorded %+v", rec)
 			}
@@ -298,8 +306,7 @@ func cancelTrials(t *testing.T, trials int, stop func(next int64) bool, cancel f
 		c := p.login(t)
 		s := p.sessionOf(t, c)
 		wg.Go(func() {
-			for left.Add(-1) >= 0 && !stop(nexts.Load()) {
-				first := s.gate.last() + 1
+			for first := uint64(1); left.Add(-1) >= 0 && !stop(nexts.Load()); first += 2 { // the backend numbers its messages
 				pending := make(chan *sync.WaitGroup)
 				go func() {
 					time.Sleep(rand.N(2500 * time.Microsecond))
@@ -326,7 +333,7 @@ func cancelTrials(t *testing.T, trials int, stop func(next int64) bool, cancel f
 
 // tryQuery is client.query for goroutines other than the test's.
 func tryQuery(c *client, sql string) string {
-	if _, err := c.conn.Write(appendQuery(nil, sql)); err != nil {
+	if _, err := c.conn.Write(frame.AppendQuery(nil, sql)); err != nil {
 		return err.Error()
 	}
 	var list []string
@@ -342,13 +349,6 @@ func tryQuery(c *client, sql string) string {
 			return strings.Join(list, " ")
 		}
 	}
-}
-
-// last is the number of the statement that came in last.
-func (g *gate) last() uint64 {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	return g.number
 }
 
 // The gate's promise, on a real server: of ten thousand cancels at random
@@ -373,7 +373,7 @@ func TestCancelNeverHitsTheNext(t *testing.T) {
 func TestCancelWithoutTheGateHitsTheNext(t *testing.T) {
 	hits, next := cancelTrials(t, 10_000, func(next int64) bool { return next > 0 }, func(s *session, number uint64) *sync.WaitGroup {
 		var wg sync.WaitGroup
-		if s.gate.running() == number {
+		if s.backend.Running() == number {
 			wg.Go(func() { s.up.Cancel(context.Background()) })
 		}
 		return &wg
@@ -453,7 +453,7 @@ func TestCancelSparesTheProxysOwnStatements(t *testing.T) {
 	})
 	c := p.login(t)
 	c.want("SELECT 1", "D(1) C(SELECT 1) S(client_encoding=LATIN1) Z(I)")
-	c.send(appendQuery(nil, "SELECT 2"))
+	c.send(frame.AppendQuery(nil, "SELECT 2"))
 	<-asked
 	p.cancel(t, "127.0.0.1", c) // a cancel connection to the fake would be a failure
 	close(cancelled)

@@ -5,12 +5,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
+	"slices"
 	"time"
 	"unicode/utf8"
 
 	"pgproxy/policy"
 	"pgproxy/wire/audit"
+	"pgproxy/wire/exchange"
+	"pgproxy/wire/frame"
 )
 
 // maxStatement is the longest Query message taken, in bytes. It bounds what a
@@ -31,15 +33,24 @@ func (s *session) converse() (e *sessionError) {
 	for {
 		typ, n, e := s.nextMessage()
 		if e != nil {
-			return e
+			return s.last(e)
 		}
 		e = s.serve(typ, n)
 		s.served()
-		s.flush()
+		s.Flush()
 		if e != nil {
-			return e
+			return s.last(e)
 		}
 	}
+}
+
+// last does what is left to be done on a connection to the server that is well,
+// before the session ends.
+func (s *session) last(e *sessionError) *sessionError {
+	if e.reason == reasonClient {
+		s.checkOpen()
+	}
+	return e
 }
 
 // served says, before the client can know it, that there is nothing to cancel
@@ -53,7 +64,7 @@ func (s *session) served() {
 // abandon stops what a session has upstream that cannot go on. A client that may
 // have half of an answer is told no more.
 func (s *session) abandon(e *sessionError) *sessionError {
-	number := s.gate.running()
+	number := s.backend.Running()
 	if number == 0 {
 		return e
 	}
@@ -64,7 +75,7 @@ func (s *session) abandon(e *sessionError) *sessionError {
 // nextMessage waits for the header of the client's next message.
 func (s *session) nextMessage() (typ byte, n int, e *sessionError) {
 	for {
-		typ, n, ok, err := s.client.header()
+		typ, n, ok, err := s.client.Header()
 		if err != nil {
 			return 0, 0, silent(reasonProtocol, err)
 		}
@@ -96,7 +107,7 @@ func (s *session) serve(typ byte, n int) *sessionError {
 	case unknownType:
 		return fatal(codeProtocolViolation, fmt.Sprintf("invalid frontend message type %d", typ), reasonProtocol)
 	}
-	if e := s.discardClient(headerLen + n); e != nil {
+	if e := s.discardClient(frame.HeaderLen + n); e != nil {
 		return e
 	}
 	switch act {
@@ -106,7 +117,7 @@ func (s *session) serve(typ byte, n int) *sessionError {
 			Hint:    fmt.Sprintf("The limit is %d bytes.", maxStatement)}})
 	case refuseExtended:
 		s.count("extended")
-		s.emit(statementError(codeFeatureNotSupported, "pgproxy: unsupported message (use simple protocol)").withHint(extendedHint).append(nil))
+		s.Send(statementError(codeFeatureNotSupported, "pgproxy: unsupported message (use simple protocol)").withHint(extendedHint).append(nil))
 	case refuseCall:
 		s.count("function call")
 		return s.answer(statementError(codeFeatureNotSupported, "pgproxy: unsupported message (use simple protocol): function call").
@@ -114,12 +125,12 @@ func (s *session) serve(typ byte, n int) *sessionError {
 	case syncBody:
 		return s.answer(statementError(codeProtocolViolation, "invalid message format"))
 	case syncRefused:
-		if e := s.poison(); e != nil {
+		if e := s.failTx(); e != nil {
 			return e
 		}
 		fallthrough
 	case answerSync:
-		s.emit(appendReady(nil, s.status))
+		s.ready()
 	}
 	return nil
 }
@@ -127,12 +138,12 @@ func (s *session) serve(typ byte, n int) *sessionError {
 // clientBody takes a message's body from the client, however long it takes to
 // come. Meanwhile the session rests, as far as its clocks are concerned.
 func (s *session) clientBody(n int) ([]byte, *sessionError) {
-	for s.client.w-s.client.r < headerLen+n {
-		if e := s.restMore(headerLen + n); e != nil {
+	for s.client.Buffered() < frame.HeaderLen+n {
+		if e := s.restMore(frame.HeaderLen + n); e != nil {
 			return nil, e
 		}
 	}
-	body, err := s.client.body(n)
+	body, err := s.client.Body(n)
 	if err != nil {
 		return nil, clientEnded(err)
 	}
@@ -141,10 +152,10 @@ func (s *session) clientBody(n int) ([]byte, *sessionError) {
 
 func (s *session) discardClient(n int) *sessionError {
 	for n > 0 {
-		have := min(n, s.client.w-s.client.r)
-		s.client.r += have
+		have := min(n, s.client.Buffered())
+		s.client.Discard(have)
 		if n -= have; n > 0 && have == 0 {
-			if e := s.restMore(minBuffer); e != nil {
+			if e := s.restMore(frame.MinBuffer); e != nil {
 				return e
 			}
 		}
@@ -154,19 +165,19 @@ func (s *session) discardClient(n int) *sessionError {
 
 // restMore reads more of a message that has begun.
 func (s *session) restMore(want int) *sessionError {
-	s.flush()
+	s.Flush()
 	s.enter(resting)
 	if e := s.settled(); e != nil {
 		s.enter(ending)
 		return e
 	}
-	err := s.client.fill(want)
+	err := s.client.Fill(want)
 	s.enter(deciding)
 	if e := s.settled(); e != nil {
 		return e
 	}
 	if err != nil {
-		return clientEnded(bodyError(err))
+		return clientEnded(frame.InBody(err))
 	}
 	return nil
 }
@@ -174,11 +185,11 @@ func (s *session) restMore(want int) *sessionError {
 // answer sends an error of ours and ReadyForQuery, having failed an open
 // transaction as any error would.
 func (s *session) answer(e *sessionError) *sessionError {
-	if end := s.poison(); end != nil {
+	if end := s.failTx(); end != nil {
 		return end
 	}
-	s.emit(e.append(nil))
-	s.emit(appendReady(nil, s.status))
+	s.Send(e.append(nil))
+	s.ready()
 	return nil
 }
 
@@ -191,12 +202,10 @@ type statement struct {
 	shown  string          // sql as records and people may see it
 	masked bool            // it is not all there
 	msg    *policy.Message // nil when it could not be read
-	rule   policy.Rule     // in force when it was judged
+	own    int             // how many of its statements, from the first, are pgproxy's own
+	rule   policy.Rule     // what it is judged by
+	reason string          // the user's, when it is judged
 	began  time.Time
-	// guarded says that a statement which changes too many rows can still be
-	// taken back.
-	guarded bool
-	cycle   cycle
 }
 
 // serveQuery takes a Query message through reading, verdict, record, server
@@ -206,21 +215,20 @@ func (s *session) serveQuery(body []byte) *sessionError {
 	if bad := queryText(body); bad != nil {
 		return s.deny(st, policy.Decision{Refusal: bad})
 	}
-	e := s.read(st, string(body[:len(body)-1]))
-	if e != nil {
-		return s.deny(st, policy.Decision{Refusal: e})
+	if bad := s.read(st, string(body[:len(body)-1])); bad != nil {
+		return s.deny(st, policy.Decision{Refusal: bad})
 	}
-	rest, end := s.ownPrefix(st)
-	if rest == nil || end != nil {
-		return end
+	if bad := s.tryOwn(st); bad != nil {
+		return s.deny(st, policy.Decision{Kinds: st.kinds(), Refusal: bad})
 	}
-	st = rest
-	if e := s.restore(); e != nil {
-		return e
+	if st.own < len(st.msg.Statements) {
+		if e := s.restore(); e != nil {
+			return e
+		}
 	}
 	d := policy.Decide(s.ctx, &st.rule, st.msg, &s.memory, catalog{s})
 	if d.Refusal == nil {
-		d.Refusal = s.wantReason(st, d.Writes)
+		d.Refusal = st.wantReason(d.Writes)
 	}
 	if d.Refusal != nil {
 		return s.deny(st, d)
@@ -235,7 +243,7 @@ func (s *session) begin() *statement {
 	s.seq++
 	s.sql, s.unsent, s.cancelled = "", true, false
 	s.statements.Add(1)
-	return &statement{seq: s.seq, rule: s.rule, began: time.Now()}
+	return &statement{seq: s.seq, rule: s.rule, reason: s.lifts.Reason(), began: time.Now()}
 }
 
 // read gives a statement its text and reads it. From here on it can be shown
@@ -261,13 +269,8 @@ func (s *session) read(st *statement, sql string) *policy.Refusal {
 
 // wantReason refuses statements that do more than read, where the rule wants a
 // reason for them and none was given.
-func (s *session) wantReason(st *statement, writes bool) *policy.Refusal {
-	if !st.rule.RequireReason || !writes {
-		return nil
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.lifts.Reason() != "" {
+func (st *statement) wantReason(writes bool) *policy.Refusal {
+	if !st.rule.RequireReason || !writes || st.reason != "" {
 		return nil
 	}
 	return &policy.Refusal{
@@ -316,71 +319,124 @@ func (s *session) deny(st *statement, d policy.Decision) *sessionError {
 	s.srv.metrics.refusal(d.Refusal.Rule)
 	s.srv.metrics.denied(d.Kinds)
 	s.log.Info("statement refused", "seq", st.seq, "rule", d.Refusal.Rule, "sqlstate", d.Refusal.Code)
-	s.keep(st, outcome{sqlstate: d.Refusal.Code, failure: rec.Error, denied: true})
+	s.keep(st, exchange.Outcome{SQLState: d.Refusal.Code, Failure: rec.Error}, true)
 	return s.answer(refused("ERROR", d.Refusal))
 }
 
 func (s *session) queryRecord(st *statement) *audit.Record {
 	rec := s.newRecord(audit.Query)
-	rec.Seq, rec.TX = st.seq, string(s.status)
+	rec.Seq, rec.TX = st.seq, string(s.backend.Status())
 	rec.SQL, rec.SQLRedacted = st.shown, st.masked
 	rec.Fingerprint = policy.Fingerprint(st.sql, st.msg)
 	return rec
 }
 
-// perform records an allowed statement, sends it and relays its answer.
+// perform records an allowed statement, serves what of it is pgproxy's own,
+// sends the rest and relays its answer.
 func (s *session) perform(st *statement, d policy.Decision) *sessionError {
-	if e := s.admitWrites(st, d.Writes); e != nil {
-		return e
-	}
 	rec := s.queryRecord(st)
 	rec.Verdict, rec.Rule, rec.Kinds = "allow", d.Rule, d.Kinds
+	if st.own > 0 && st.own == len(st.msg.Statements) {
+		rec.Rule = "own"
+	}
 	if err := s.srv.write(rec); err != nil {
 		return s.answer(s.unrecorded("ERROR", err))
 	}
 	s.srv.metrics.statement(d.Kinds)
-	e := s.execute(st)
-	completed := st.cycle.index
-	if st.cycle.sqlstate != "" {
-		completed = max(completed-1, 0)
+	if st.own > 0 {
+		tag, e := s.serveOwn(st)
+		if e != nil {
+			s.recordResult(st, exchange.Outcome{SQLState: e.code, Failure: e.message})
+			return s.answer(e)
+		}
+		if st.own == len(st.msg.Statements) {
+			s.recordResult(st, exchange.Outcome{Tag: tag})
+			s.ready()
+			return nil
+		}
+		if e := s.restore(); e != nil {
+			return s.lost(st, exchange.Outcome{}, e)
+		}
 	}
-	s.memory.Note(st.msg, completed)
-	if st.rule.Access == policy.Admin && strings.Contains(strings.ToLower(st.sql), "statement_timeout") {
+	if e := s.openWrites(st, d.Writes); e != nil {
+		return s.lost(st, exchange.Outcome{}, e)
+	}
+	return s.execute(st)
+}
+
+// openWrites lets the server take writes at read access where the rule allows
+// some: see exchange.Backend.OpenWrites.
+func (s *session) openWrites(st *statement, writes bool) *sessionError {
+	begins := func(stmt policy.Statement) bool { return stmt.Tx == policy.TxBegin }
+	open := writes || slices.ContainsFunc(st.msg.Statements, begins)
+	return s.exchangeError(s.backend.OpenWrites(&st.rule, open))
+}
+
+// execute sends the statement and relays its answer.
+func (s *session) execute(st *statement) *sessionError {
+	own := s.ownTimeout && st.rule.Access == policy.Admin
+	s.clockLimit = st.rule.StatementTimeout
+	if own {
+		s.clockLimit = 0 // the server's is the only one
+	}
+	answer, err := s.backend.Run(&exchange.Request{
+		SQL: st.sql, Message: st.msg, First: st.own, Rule: st.rule, Memory: &s.memory, OwnTimeout: own,
+	})
+	o := answer.Outcome()
+	s.memory.Note(st.msg, o.Completed)
+	if e := s.exchangeError(err); e != nil {
+		return s.lost(st, o, e)
+	}
+	if st.rule.Access == policy.Admin && setsTimeout(st.msg, o.Completed) {
 		s.ownTimeout = true
 	}
+	s.recordResult(st, o)
+	s.ready()
+	return nil
+}
+
+// setsTimeout reports whether one of the statements that were completed has
+// changed the server's statement_timeout.
+func setsTimeout(msg *policy.Message, completed int) bool {
+	for i := range min(completed, len(msg.Statements)) {
+		set := msg.Statements[i].Settings
+		if slices.Contains(set, "statement_timeout") || slices.Contains(set, policy.AnySetting) {
+			return true
+		}
+	}
+	return false
+}
+
+// lost records the end of a statement whose session ends with it.
+func (s *session) lost(st *statement, o exchange.Outcome, e *sessionError) *sessionError {
+	if o.SQLState == "" {
+		o.SQLState, o.Failure = e.code, string(e.reason)
+	}
+	s.recordResult(st, o)
 	return e
 }
 
-// outcome is what came of a statement, for its record.
-type outcome struct {
-	tag, sqlstate, failure string
-	rows, bytes            int64
-	affected               int64 // -1 = none reported
-	truncated, cancelled   bool
-	denied                 bool
-}
-
-func (s *session) recordResult(st *statement, o outcome) {
+func (s *session) recordResult(st *statement, o exchange.Outcome) {
 	lasted := time.Since(st.began)
-	if o.failure != "" {
-		o.failure = policy.RedactError(s.srv.Redaction, o.sqlstate, o.failure, st.sql, st.msg)
+	if o.Failure != "" {
+		o.Failure = policy.RedactError(s.srv.Redaction, o.SQLState, o.Failure, st.sql, st.msg)
 	}
 	rec := s.newRecord(audit.Result)
-	rec.Seq, rec.Tag, rec.SQLState, rec.Error = st.seq, o.tag, o.sqlstate, o.failure
-	rec.Rows, rec.Bytes, rec.Truncated, rec.Cancelled = &o.rows, &o.bytes, o.truncated, o.cancelled
-	if o.affected > 0 || isChange(o.tag) {
-		rec.Affected = &o.affected
+	rec.Seq, rec.Tag, rec.SQLState, rec.Error = st.seq, o.Tag, o.SQLState, o.Failure
+	rec.Rows, rec.Bytes, rec.Truncated, rec.Cancelled = &o.Rows, &o.Bytes, o.Truncated, o.Cancelled
+	if o.Changed {
+		rec.Affected = &o.Affected
 	}
-	rec.DurationMS, rec.TX = milliseconds(lasted), string(s.status)
+	rec.DurationMS, rec.TX = milliseconds(lasted), string(s.backend.Status())
 	s.srv.record(rec)
 	s.sentRows.Store(0)
 	s.sentBytes.Store(0)
-	s.rows.Add(o.rows)
-	s.bytes.Add(o.bytes)
+	s.rows.Add(o.Rows)
+	s.bytes.Add(o.Bytes)
 	s.srv.metrics.result(lasted, o)
-	s.keep(st, o)
+	s.keep(st, o, false)
 	if s.log.Enabled(context.Background(), levelDebug) {
-		s.log.Debug("statement", "seq", st.seq, "tag", o.tag, "rows", o.rows, "bytes", o.bytes,
-			"sqlstate", o.sqlstate, "took", lasted, "truncated", o.truncated)
+		s.log.Debug("statement", "seq", st.seq, "tag", o.Tag, "rows", o.Rows, "bytes", o.Bytes,
+			"sqlstate", o.SQLState, "took", lasted, "truncated", o.Truncated)
 	}
 }

@@ -14,6 +14,8 @@ import (
 	"pgproxy/wire/audit"
 
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"pgproxy/wire/frame"
 )
 
 // TestCorpus sends every case of the policy's corpus through the proxy to a
@@ -148,7 +150,7 @@ func (w *corpusRun) rules(rule policy.Rule) bool {
 // leave ends a session, if there is one.
 func (c *client) leave() {
 	if c != nil {
-		c.conn.Write(appendFrame(nil, 'X'))
+		c.conn.Write(frame.Append(nil, 'X'))
 		c.conn.Close()
 	}
 }
@@ -245,7 +247,7 @@ func (w *corpusRun) denied(s *client, sql, rule, status string) {
 	case "syntax":
 		code = "42601"
 	}
-	s.send(appendQuery(nil, sql))
+	s.send(frame.AppendQuery(nil, sql))
 	if e, z := s.next(), s.next(); !strings.HasPrefix(e.String(), "E("+code+" ") || z.String() != status {
 		w.t.Fatalf("%s\nanswer: %v %v", w.about, e, z)
 	}
@@ -280,7 +282,7 @@ func (w *corpusRun) allowed(c policytest.Case, access policy.Access, s *client) 
 // ask sends a query and reads its answer, or what comes before the end of the
 // connection.
 func (w *corpusRun) ask(s *client, sql string) (answer string, ended bool) {
-	s.send(appendQuery(nil, sql))
+	s.send(frame.AppendQuery(nil, sql))
 	var list []string
 	for {
 		f, err := s.tryNext()

@@ -102,7 +102,7 @@ func TestPgx(t *testing.T) {
 	}
 	for n = 0; rows.Next(); n++ {
 	}
-	wantCode(t, rows.Err(), codeLimitExceeded, "max_rows is 100")
+	wantCode(t, rows.Err(), "54000", "max_rows is 100")
 	if n != 100 {
 		t.Errorf("%d rows before the cap", n)
 	}

@@ -17,6 +17,8 @@ import (
 	"pgproxy/wire/audit"
 
 	"github.com/jackc/pgx/v5/pgproto3"
+
+	"pgproxy/wire/frame"
 )
 
 const (
@@ -73,7 +75,7 @@ func TestClientGoneInMidStatement(t *testing.T) {
 			t.Run(tt.name+" "+how, func(t *testing.T) {
 				p := startProxy(t)
 				c := p.login(t)
-				c.send(appendQuery(nil, tt.sql))
+				c.send(frame.AppendQuery(nil, tt.sql))
 				p.awaitActive(t, tt.sql)
 				left := time.Now()
 				leave(c.conn.(*net.TCPConn))
@@ -95,7 +97,7 @@ func TestClientGoneInMidStatement(t *testing.T) {
 func TestClientGoneAtRest(t *testing.T) {
 	makeTable(t, "left_open")
 	for name, leave := range map[string]func(*client){
-		"Terminate": func(c *client) { c.send(appendFrame(nil, 'X')) },
+		"Terminate": func(c *client) { c.send(frame.Append(nil, 'X')) },
 		"close":     func(c *client) { c.conn.Close() },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -118,7 +120,7 @@ func TestClientGoneInMidMessage(t *testing.T) {
 	makeTable(t, "half_asked")
 	p := startProxy(t)
 	c := p.login(t)
-	q := appendQuery(nil, "UPDATE half_asked SET n = 7 WHERE id = 1")
+	q := frame.AppendQuery(nil, "UPDATE half_asked SET n = 7 WHERE id = 1")
 	c.send(q[:len(q)-1])
 	c.conn.Close()
 	p.disconnected(t, reasonClientLost)
@@ -133,7 +135,7 @@ func TestClientNotReading(t *testing.T) {
 	p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxBytes, r.StatementTimeout = 0, 0 }))
 	c := p.login(t)
 	s := p.sessionOf(t, c)
-	c.send(appendQuery(nil, "SELECT repeat('x', 50000000) FROM generate_series(1, 100)"))
+	c.send(frame.AppendQuery(nil, "SELECT repeat('x', 50000000) FROM generate_series(1, 100)"))
 	p.await(t, "the end of a write that waits for a minute", func() bool {
 		if began := s.writing.Load(); began != 0 {
 			s.writing.CompareAndSwap(began, time.Now().Add(-writeProgress-time.Second).UnixNano())
@@ -163,7 +165,7 @@ func TestUpstreamTerminated(t *testing.T) {
 				c.query(tt.before)
 			}
 			if tt.sql != "" {
-				c.send(appendQuery(nil, tt.sql))
+				c.send(frame.AppendQuery(nil, tt.sql))
 				p.awaitActive(t, tt.sql)
 			}
 			pg.Exec(t, fmt.Sprintf("SELECT pg_terminate_backend(%d)", c.pid))
@@ -208,7 +210,7 @@ func TestUpstreamLost(t *testing.T) {
 	run := func(t *testing.T, script ...upstreamtest.Step) (*proxy, *client) {
 		p := startFake(t, script)
 		c := p.login(t)
-		c.send(appendQuery(nil, "SELECT 1"))
+		c.send(frame.AppendQuery(nil, "SELECT 1"))
 		return p, c
 	}
 	t.Run("idle", func(t *testing.T) {
@@ -262,7 +264,7 @@ func TestUpstreamLost(t *testing.T) {
 		})
 		c := p.login(t)
 		c.want("BEGIN", "C(BEGIN) Z(T)")
-		c.send(appendQuery(nil, "DROP TABLE x"))
+		c.send(frame.AppendQuery(nil, "DROP TABLE x"))
 		if got := c.ended(); got != "E(57P02 crash)" {
 			t.Errorf("got %s", got)
 		}
@@ -349,8 +351,8 @@ func TestWatchesLoseNothing(t *testing.T) {
 				})
 			}
 			// A message comes in halves, one while a statement runs.
-			next := appendQuery(nil, "SELECT 'the next'")
-			c.send(appendQuery(nil, "SELECT pg_sleep(0.6)"))
+			next := frame.AppendQuery(nil, "SELECT 'the next'")
+			c.send(frame.AppendQuery(nil, "SELECT pg_sleep(0.6)"))
 			watched()
 			c.send(next[:7])
 			if got := c.answer(); got != "D() C(SELECT 1) Z(I)" {
@@ -368,7 +370,7 @@ func TestWatchesLoseNothing(t *testing.T) {
 				t.Errorf("got %s", got)
 			}
 			c.want("SELECT 1", "D(1) C(SELECT 1) Z(I)")
-			c.send(appendQuery(nil, "SELECT pg_sleep(78)"))
+			c.send(frame.AppendQuery(nil, "SELECT pg_sleep(78)"))
 			watched()
 			c.conn.Close()
 			p.disconnected(t, reasonClientLost)
@@ -395,7 +397,7 @@ func TestShutdown(t *testing.T) {
 	idle, running, open := p.login(t), p.login(t), p.loginFrom(t, "127.0.0.2")
 	open.want("BEGIN", "C(BEGIN) Z(T)")
 	open.want("UPDATE drained SET n = 1 WHERE id = 1", "C(UPDATE 1) Z(T)")
-	running.send(appendQuery(nil, "SELECT pg_sleep(74)"))
+	running.send(frame.AppendQuery(nil, "SELECT pg_sleep(74)"))
 	p.awaitActive(t, "SELECT pg_sleep(74)")
 
 	done := p.shutdown(t, time.Minute)
@@ -417,7 +419,7 @@ func TestShutdown(t *testing.T) {
 		t.Fatalf("Shutdown returned %v with a transaction open", err)
 	default:
 	}
-	open.send(appendQuery(nil, "COMMIT"))
+	open.send(frame.AppendQuery(nil, "COMMIT"))
 	if got := open.ended(); got != "C(COMMIT) Z(I) "+shutdownFatal {
 		t.Errorf("open transaction: got %s", got)
 	}
@@ -438,7 +440,7 @@ func TestShutdownInAHurry(t *testing.T) {
 	p := startProxy(t)
 	running, open := p.login(t), p.login(t)
 	const sql = "UPDATE hurried SET n = n + 1 WHERE id = 1 AND pg_sleep(75) IS NOT NULL"
-	running.send(appendQuery(nil, sql))
+	running.send(frame.AppendQuery(nil, sql))
 	p.awaitActive(t, sql)
 	open.want("BEGIN", "C(BEGIN) Z(T)")
 	if err := <-p.shutdown(t, 10*time.Millisecond); !errors.Is(err, context.DeadlineExceeded) {
@@ -461,7 +463,7 @@ func TestClose(t *testing.T) {
 	t.Run("a running statement", func(t *testing.T) {
 		p := startProxy(t)
 		c := p.login(t)
-		c.send(appendQuery(nil, "SELECT pg_sleep(2)"))
+		c.send(frame.AppendQuery(nil, "SELECT pg_sleep(2)"))
 		p.awaitActive(t, "SELECT pg_sleep(2)")
 		p.Close()
 		p.disconnected(t, reasonShutdown)
@@ -552,7 +554,7 @@ func TestCopyForcedThrough(t *testing.T) {
 			upstreamtest.ExpectEOF(),
 		})
 		c := p.login(t)
-		c.send(appendQuery(nil, "SELECT 1"))
+		c.send(frame.AppendQuery(nil, "SELECT 1"))
 		if got := c.ended(); got != copyRefused+deceivedFatal {
 			t.Errorf("got %s", got)
 		}
@@ -568,7 +570,7 @@ func TestCopyForcedThrough(t *testing.T) {
 			upstreamtest.ExpectEOF(),
 		}, upstreamtest.Script{upstreamtest.ExpectCancel(upstreamtest.FakePID, upstreamtest.FakeKey), upstreamtest.Do(func() { close(cancelled) })})
 		c := p.login(t)
-		c.send(appendQuery(nil, "SELECT 1"))
+		c.send(frame.AppendQuery(nil, "SELECT 1"))
 		if got := c.ended(); got != copyRefused+deceivedFatal {
 			t.Errorf("got %s", got)
 		}
@@ -591,7 +593,7 @@ func TestCompletionMismatch(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := startFake(t, upstreamtest.Script{expectQuery(tt.sql), upstreamtest.Send(append(tt.answer, readyIdle)...), upstreamtest.ExpectEOF()})
 			c := p.login(t)
-			c.send(appendQuery(nil, tt.sql))
+			c.send(frame.AppendQuery(nil, tt.sql))
 			if got := c.ended(); got != tt.want+deceivedFatal {
 				t.Errorf("got %s", got)
 			}
@@ -617,7 +619,7 @@ func TestUpstreamGarbled(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			p := startFake(t, upstreamtest.Script{expectQuery("SELECT 1"), upstreamtest.SendBytes(tt.answer), upstreamtest.Stall()})
 			c := p.login(t)
-			c.send(appendQuery(nil, "SELECT 1"))
+			c.send(frame.AppendQuery(nil, "SELECT 1"))
 			if got := c.ended(); got != fatal {
 				t.Errorf("got %s", got)
 			}
@@ -761,12 +763,12 @@ func TestAccessRevoked(t *testing.T) {
 	p := startProxy(t, r.serve)
 	idle, open, running, writing := p.login(t), p.login(t), p.login(t), p.login(t)
 	open.want("BEGIN", "C(BEGIN) Z(T)")
-	running.send(appendQuery(nil, "SELECT pg_sleep(76)"))
+	running.send(frame.AppendQuery(nil, "SELECT pg_sleep(76)"))
 	p.awaitActive(t, "SELECT pg_sleep(76)")
 	writing.want("BEGIN", "C(BEGIN) Z(T)")
 	writing.want("UPDATE revoked SET n = 1 WHERE id = 1", "C(UPDATE 1) Z(T)")
 	const sql = "UPDATE revoked SET n = n + 1 WHERE id = 1 AND pg_sleep(77) IS NOT NULL"
-	writing.send(appendQuery(nil, sql))
+	writing.send(frame.AppendQuery(nil, sql))
 	p.awaitActive(t, sql)
 
 	r.revoke()
@@ -845,8 +847,9 @@ func TestRecheckWhoIs(t *testing.T) {
 	}
 }
 
-// A session at rest is told when it has rested too long; one that waits inside
-// of a transaction is the server's to end.
+// A session at rest is told when it has rested too long; of one that waits
+// inside of a transaction the server keeps the time, and the words are
+// pgproxy's.
 func TestIdle(t *testing.T) {
 	t.Run("session", func(t *testing.T) {
 		p := startProxy(t, func(srv *Server) { srv.IdleTimeout = 300 * time.Millisecond })
@@ -860,9 +863,9 @@ func TestIdle(t *testing.T) {
 		p := startProxy(t, withRule(func(r *policy.Rule) { r.IdleInTransactionTimeout = 300 * time.Millisecond }))
 		c := p.login(t)
 		c.want("BEGIN", "C(BEGIN) Z(T)")
-		if got := c.ended(); got != "E(25P03 terminating connection due to idle-in-transaction timeout)" {
+		if got := c.ended(); got != "E(25P03 pgproxy: terminating connection after 300ms idle in a transaction; the transaction was rolled back)" {
 			t.Errorf("got %s", got)
 		}
-		p.disconnected(t, reasonUpstream)
+		p.disconnected(t, reasonIdleTransaction)
 	})
 }

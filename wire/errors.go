@@ -1,26 +1,23 @@
 package wire
 
 import (
-	"encoding/binary"
-	"strconv"
-
 	"pgproxy/policy"
+	"pgproxy/wire/frame"
 )
 
 // SQLSTATEs that pgproxy itself gives, by PostgreSQL's names (errcodes.txt).
 const (
-	codeWarning              = "01000"
 	codeCannotConnect        = "08001"
 	codeConnectionFailure    = "08006"
 	codeProtocolViolation    = "08P01"
 	codeFeatureNotSupported  = "0A000"
 	codeBadEncoding          = "22021"
+	codeIdleInTransaction    = "25P03"
 	codeInvalidAuthorization = "28000"
 	codeInvalidCatalogName   = "3D000"
 	codeInsufficientPriv     = "42501"
 	codeUndefinedObject      = "42704"
 	codeTooManyConnections   = "53300"
-	codeLimitExceeded        = "54000"
 	codeTooComplex           = "54001"
 	codeQueryCanceled        = "57014"
 	codeAdminShutdown        = "57P01"
@@ -35,19 +32,20 @@ const (
 type reason string
 
 const (
-	reasonClient     reason = "client closed"      // Terminate, or the end of its stream
-	reasonClientLost reason = "client lost"        // reset, or gone in mid-statement
-	reasonSlow       reason = "client too slow"    // no progress while being sent a result
-	reasonIdle       reason = "idle timeout"       // no statement for too long
-	reasonUpstream   reason = "upstream lost"      // its connection ended or it said FATAL
-	reasonShutdown   reason = "shutdown"           // pgproxy is stopping
-	reasonRevoked    reason = "access revoked"     // policy, grants or the peer changed
-	reasonKilled     reason = "ended by a person"  // from the status page
-	reasonProtocol   reason = "protocol violation" // not the protocol
-	reasonStuck      reason = "statement stuck"    // it did not react to cancellation
-	reasonTampered   reason = "tampering"          // a protected setting could not be put back
-	reasonCancelLost reason = "cancel lost"        // the fate of a cancel cannot be known
-	reasonInternal   reason = "internal error"     // a defect of ours
+	reasonClient          reason = "client closed"       // Terminate, or the end of its stream
+	reasonClientLost      reason = "client lost"         // reset, or gone in mid-statement
+	reasonSlow            reason = "client too slow"     // no progress while being sent a result
+	reasonIdle            reason = "idle timeout"        // no statement for too long
+	reasonIdleTransaction reason = "idle in transaction" // a transaction left open for too long
+	reasonUpstream        reason = "upstream lost"       // its connection ended or it said FATAL
+	reasonShutdown        reason = "shutdown"            // pgproxy is stopping
+	reasonRevoked         reason = "access revoked"      // policy, grants or the peer changed
+	reasonKilled          reason = "ended by a person"   // from the status page
+	reasonProtocol        reason = "protocol violation"  // not the protocol
+	reasonStuck           reason = "statement stuck"     // it did not react to cancellation
+	reasonTampered        reason = "tampering"           // a protected setting could not be put back
+	reasonCancelLost      reason = "cancel lost"         // the fate of a cancel cannot be known
+	reasonInternal        reason = "internal error"      // a defect of ours
 )
 
 // sessionError is one error with its readers: the client gets an
@@ -106,70 +104,11 @@ func (e *sessionError) withHint(hint string) *sessionError {
 	return e
 }
 
-// append appends the message as ErrorResponse, or NoticeResponse for a
-// WARNING or NOTICE. Severity, its untranslated copy, code and text are
-// always there, in this order, as drivers expect.
-func (e *sessionError) append(dst []byte) []byte {
-	typ := byte('E')
-	if e.severity == "WARNING" || e.severity == "NOTICE" {
-		typ = 'N'
-	}
-	start := len(dst)
-	dst = append(dst, typ, 0, 0, 0, 0)
-	field := func(name byte, value string) {
-		if value != "" {
-			dst = append(append(append(dst, name), value...), 0)
-		}
-	}
-	field('S', e.severity)
-	field('V', e.severity)
-	field('C', e.code)
-	field('M', e.message)
-	field('D', e.detail)
-	field('H', e.hint)
-	if e.position > 0 {
-		field('P', strconv.Itoa(e.position))
-	}
-	dst = append(dst, 0)
-	binary.BigEndian.PutUint32(dst[start+1:], uint32(len(dst)-start-1))
-	return dst
+// notice is the part of the error that the client sees.
+func (e *sessionError) notice() *frame.Notice {
+	return &frame.Notice{Severity: e.severity, Code: e.code, Message: e.message, Detail: e.detail, Hint: e.hint, Position: e.position}
 }
 
-// errorFields is what the proxy needs of an ErrorResponse or NoticeResponse
-// body. Of a body cut short the last field is cut short too; a server may
-// leave out any of them.
-type errorFields struct {
-	severity, code, message, detail, hint string
-	position                              string
-}
-
-func parseErrorFields(body []byte) errorFields {
-	var f errorFields
-	for len(body) > 1 && body[0] != 0 {
-		name := body[0]
-		value, rest, ok := cstring(body[1:])
-		if !ok {
-			value, rest = string(rest), nil
-		}
-		switch name {
-		case 'S':
-			if f.severity == "" {
-				f.severity = value
-			}
-		case 'V': // never translated, so it wins
-			f.severity = value
-		case 'C':
-			f.code = value
-		case 'M':
-			f.message = value
-		case 'D':
-			f.detail = value
-		case 'H':
-			f.hint = value
-		case 'P':
-			f.position = value
-		}
-		body = rest
-	}
-	return f
-}
+// append appends the message as ErrorResponse, or NoticeResponse for a WARNING
+// or NOTICE.
+func (e *sessionError) append(dst []byte) []byte { return e.notice().Append(dst) }

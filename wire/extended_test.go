@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"pgproxy/wire/audit"
+
+	"pgproxy/wire/frame"
 )
 
 const (
@@ -17,18 +19,18 @@ const (
 
 // Messages of the extended protocol, as a driver sends them.
 var (
-	parse    = appendFrame(nil, 'P', []byte("\x00UPDATE extended SET n = 7 WHERE id = 1\x00\x00\x00")...)
-	bind     = appendFrame(nil, 'B', []byte("\x00\x00\x00\x00\x00\x00\x00\x00")...)
-	describe = appendFrame(nil, 'D', []byte("P\x00")...)
-	execute  = appendFrame(nil, 'E', []byte("\x00\x00\x00\x00\x00")...)
-	closeIt  = appendFrame(nil, 'C', []byte("P\x00")...)
-	flush    = appendFrame(nil, 'H')
-	syncNow  = appendFrame(nil, 'S')
-	call     = appendFrame(nil, 'F', []byte("\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")...)
-	copyData = appendFrame(nil, 'd', []byte("1\t7\n")...)
-	copyDone = appendFrame(nil, 'c')
-	copyFail = appendFrame(nil, 'f', []byte("no\x00")...)
-	update   = appendQuery(nil, "UPDATE extended SET n = 7 WHERE id = 1")
+	parse    = frame.Append(nil, 'P', []byte("\x00UPDATE extended SET n = 7 WHERE id = 1\x00\x00\x00")...)
+	bind     = frame.Append(nil, 'B', []byte("\x00\x00\x00\x00\x00\x00\x00\x00")...)
+	describe = frame.Append(nil, 'D', []byte("P\x00")...)
+	execute  = frame.Append(nil, 'E', []byte("\x00\x00\x00\x00\x00")...)
+	closeIt  = frame.Append(nil, 'C', []byte("P\x00")...)
+	flush    = frame.Append(nil, 'H')
+	syncNow  = frame.Append(nil, 'S')
+	call     = frame.Append(nil, 'F', []byte("\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00")...)
+	copyData = frame.Append(nil, 'd', []byte("1\t7\n")...)
+	copyDone = frame.Append(nil, 'c')
+	copyFail = frame.Append(nil, 'f', []byte("no\x00")...)
+	update   = frame.AppendQuery(nil, "UPDATE extended SET n = 7 WHERE id = 1")
 )
 
 // Messages of the extended protocol are refused once for each Sync, as an
@@ -56,8 +58,8 @@ func TestExtendedProtocolIsRefused(t *testing.T) {
 		{"d c f", [][]byte{copyData, copyDone, copyFail, syncNow}, "Z"},
 		{"F", [][]byte{call, syncNow}, refusalOfF + " Z Z"},
 		{"F F", [][]byte{call, call}, refusalOfF + " Z " + refusalOfF + " Z"},
-		{"Sync with a body", [][]byte{appendFrame(nil, 'S', 0)}, brokenStatus + " Z"},
-		{"P, Sync with a body", [][]byte{parse, appendFrame(nil, 'S', 0), syncNow}, refusal + " " + brokenStatus + " Z Z"},
+		{"Sync with a body", [][]byte{frame.Append(nil, 'S', 0)}, brokenStatus + " Z"},
+		{"P, Sync with a body", [][]byte{parse, frame.Append(nil, 'S', 0), syncNow}, refusal + " " + brokenStatus + " Z Z"},
 	} {
 		for _, state := range []struct{ name, begin, status, after string }{
 			{"idle", "", "I", "I"},
@@ -109,7 +111,7 @@ func TestExtendedRefusalIsFlushed(t *testing.T) {
 	if f.String() != refusal {
 		t.Errorf("got %s", f)
 	}
-	if hint := parseErrorFields(f.body).hint; !strings.Contains(hint, "QueryExecModeSimpleProtocol") || !strings.Contains(hint, "preferQueryMode=simple") {
+	if hint := frame.ParseErrorFields(f.body).Hint; !strings.Contains(hint, "QueryExecModeSimpleProtocol") || !strings.Contains(hint, "preferQueryMode=simple") {
 		t.Errorf("hint: %s", hint)
 	}
 	c.send(syncNow)
@@ -123,7 +125,7 @@ func TestTerminateWhileSkipping(t *testing.T) {
 	makeTable(t, "extended")
 	p := startProxy(t)
 	c := p.login(t)
-	c.send(slices.Concat(parse, update, appendFrame(nil, 'X'), update))
+	c.send(slices.Concat(parse, update, frame.Append(nil, 'X'), update))
 	if got := c.ended(); got != refusal {
 		t.Errorf("got %s", got)
 	}
@@ -142,11 +144,11 @@ func TestNotTheProtocol(t *testing.T) {
 		send []byte
 		want string
 	}{
-		{"password message", appendFrame(nil, 'p', 'x', 0), unknown('p')},
-		{"unknown type", appendFrame(nil, 'q'), unknown('q')},
-		{"type zero", appendFrame(nil, 0), unknown(0)},
+		{"password message", frame.Append(nil, 'p', 'x', 0), unknown('p')},
+		{"unknown type", frame.Append(nil, 'q'), unknown('q')},
+		{"type zero", frame.Append(nil, 0), unknown(0)},
 		{"HTTP", []byte("GET / HTTP/1.1\r\n\r\n"), unknown('G')},
-		{"unknown type while skipping", append(slices.Clone(parse), appendFrame(nil, 'q')...), refusal + " " + unknown('q')},
+		{"unknown type while skipping", append(slices.Clone(parse), frame.Append(nil, 'q')...), refusal + " " + unknown('q')},
 		{"length zero", []byte{'Q', 0, 0, 0, 0}, ""},
 		{"length three", []byte{'Q', 0, 0, 0, 3}, ""},
 		{"negative length", []byte{'Q', 0xff, 0xff, 0xff, 0xff}, ""},
@@ -187,13 +189,13 @@ func TestQueryText(t *testing.T) {
 		{"surrogate", "SELECT '\xed\xa0\x80'\x00", `E(22021 invalid byte sequence for encoding "UTF8": 0xed) Z(I)`},
 		{"UTF-8", "SELECT 'ü\U0001f418'\x00", "D(ü\U0001f418) C(SELECT 1) Z(I)"},
 	} {
-		c.send(appendFrame(nil, 'Q', []byte(tt.body)...))
+		c.send(frame.Append(nil, 'Q', []byte(tt.body)...))
 		if got := c.answer(); got != tt.want {
 			t.Errorf("%s\n got %s\nwant %s", tt.name, got, tt.want)
 		}
 	}
 	c.want("BEGIN", "C(BEGIN) Z(T)")
-	c.send(appendFrame(nil, 'Q'))
+	c.send(frame.Append(nil, 'Q'))
 	if got := c.answer(); got != "E(08P01 invalid string in message) Z(E)" {
 		t.Errorf("in a transaction: %s", got)
 	}
@@ -211,7 +213,7 @@ func TestQueryTooLong(t *testing.T) {
 	p := startProxy(t)
 	c := p.login(t)
 	hidden := slices.Repeat(update, (maxStatement+100)/len(update)+1)
-	c.send(append(appendFrame(nil, 'Q', hidden...), appendQuery(nil, "SELECT 1")...))
+	c.send(append(frame.Append(nil, 'Q', hidden...), frame.AppendQuery(nil, "SELECT 1")...))
 	if got, want := c.answer(), fmt.Sprintf("E(54001 pgproxy: a statement of %d bytes is too long) Z(I)", len(hidden)); got != want {
 		t.Errorf("got %s, want %s", got, want)
 	}
@@ -227,7 +229,7 @@ func TestQueryTooLong(t *testing.T) {
 func TestPipelinedQueries(t *testing.T) {
 	p := startProxy(t)
 	c := p.login(t)
-	c.send(slices.Concat(appendQuery(nil, "SELECT 1"), appendQuery(nil, "SELECT 1/0"), appendQuery(nil, "SELECT 3"), appendFrame(nil, 'X')))
+	c.send(slices.Concat(frame.AppendQuery(nil, "SELECT 1"), frame.AppendQuery(nil, "SELECT 1/0"), frame.AppendQuery(nil, "SELECT 3"), frame.Append(nil, 'X')))
 	const want = "T D(1) C(SELECT 1) Z(I) E(22012 division by zero) Z(I) T D(3) C(SELECT 1) Z(I)"
 	if got := c.ended(); got != want {
 		t.Errorf("\n got %s\nwant %s", got, want)
@@ -248,7 +250,7 @@ func TestPipelinedQueries(t *testing.T) {
 func TestMessagesInPieces(t *testing.T) {
 	p := startProxy(t)
 	c := p.login(t)
-	for _, b := range slices.Concat(appendQuery(nil, "SELECT 1"), parse, syncNow) {
+	for _, b := range slices.Concat(frame.AppendQuery(nil, "SELECT 1"), parse, syncNow) {
 		c.send([]byte{b})
 	}
 	if got := c.answer() + " " + c.answer(); got != "D(1) C(SELECT 1) Z(I) "+refusal+" Z(I)" {

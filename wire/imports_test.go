@@ -7,10 +7,14 @@ import (
 	"tailscale.com/tstest/deptest"
 )
 
-// Imports point one way: of ours, wire sees policy, upstream and its own audit.
-// Of Tailscale it knows nothing, so that a session needs no tailnet.
+// Imports point one way: of ours, wire sees policy, upstream and the packages
+// below itself. Of Tailscale it knows nothing, so that a session needs no
+// tailnet.
 func TestImports(t *testing.T) {
-	ours := map[string]bool{"pgproxy/wire/audit": true, "pgproxy/policy": true, "pgproxy/upstream": true}
+	ours := map[string]bool{
+		"pgproxy/wire/audit": true, "pgproxy/wire/exchange": true, "pgproxy/wire/frame": true,
+		"pgproxy/policy": true, "pgproxy/upstream": true,
+	}
 	deptest.DepChecker{
 		OnDep: func(dep string) {
 			switch {
@@ -25,6 +29,36 @@ func TestImports(t *testing.T) {
 			"testing":                   "helpers of tests stay in tests",
 			"github.com/lmittmann/tint": "how a log looks is main's",
 		},
+	}.Check(t)
+}
+
+// An exchange knows policy and upstream, and nothing of sessions and records.
+func TestExchangeImports(t *testing.T) {
+	t.Chdir("exchange")
+	ours := map[string]bool{"pgproxy/wire/frame": true, "pgproxy/policy": true, "pgproxy/upstream": true}
+	deptest.DepChecker{
+		OnDep: func(dep string) {
+			if strings.HasPrefix(dep, "pgproxy/") && !strings.HasPrefix(dep, "pgproxy/policy/") && !ours[dep] || strings.HasPrefix(dep, "tailscale.com") {
+				t.Errorf("exchange depends on %s", dep)
+			}
+		},
+		BadDeps: map[string]string{
+			"testing":  "helpers of tests stay in tests",
+			"log/slog": "the session logs",
+		},
+	}.Check(t)
+}
+
+// Frames are bytes.
+func TestFrameImports(t *testing.T) {
+	t.Chdir("frame")
+	deptest.DepChecker{
+		OnDep: func(dep string) {
+			if strings.HasPrefix(dep, "pgproxy/") || strings.HasPrefix(dep, "tailscale.com") {
+				t.Errorf("frame depends on %s", dep)
+			}
+		},
+		BadDeps: map[string]string{"testing": "helpers of tests stay in tests"},
 	}.Check(t)
 }
 

@@ -11,6 +11,8 @@ import (
 
 	"pgproxy/policy"
 	"pgproxy/wire/audit"
+
+	"pgproxy/wire/frame"
 )
 
 // flat is how much the process's heap may grow while a result of any size
@@ -39,14 +41,14 @@ func (c *client) pass() passed {
 	var p passed
 	var rest []string
 	for sampled := int64(0); ; {
-		var head [headerLen]byte
+		var head [frame.HeaderLen]byte
 		if _, err := io.ReadFull(r, head[:]); err != nil {
 			c.t.Fatal(err)
 		}
 		size := int64(binary.BigEndian.Uint32(head[1:])) - 4
 		if head[0] == 'D' {
 			p.rows++
-			p.bytes += headerLen + size
+			p.bytes += frame.HeaderLen + size
 			for size > 0 {
 				n, err := io.CopyN(io.Discard, r, min(size, 1<<20))
 				if err != nil {
@@ -60,7 +62,7 @@ func (c *client) pass() passed {
 			}
 			continue
 		}
-		f := frame{head[0], make([]byte, size)}
+		f := reply{head[0], make([]byte, size)}
 		if _, err := io.ReadFull(r, f.body); err != nil {
 			c.t.Fatal(err)
 		}
@@ -87,9 +89,9 @@ func TestLargeResult(t *testing.T) {
 		{"1 GB", "SELECT repeat('x', 8192) FROM generate_series(1, 131072)", "T C(SELECT 131072) Z(I)", 131072, 8192},
 		{"100 MB", "SELECT repeat('x', 100000000)", "T C(SELECT 1) Z(I)", 1, 100_000_000},
 	} {
-		c.send(appendQuery(nil, tt.sql))
+		c.send(frame.AppendQuery(nil, tt.sql))
 		got := c.pass()
-		const overhead = headerLen + 2 + 4 // a row's columns, a column's length
+		const overhead = frame.HeaderLen + 2 + 4 // a row's columns, a column's length
 		if got.rest != tt.rest || got.rows != tt.rows || got.bytes != tt.rows*(tt.rowBytes+overhead) {
 			t.Errorf("%s: %d rows, %d bytes, %s", tt.name, got.rows, got.bytes, got.rest)
 		}

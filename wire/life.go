@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"pgproxy/policy"
+	"pgproxy/wire/exchange"
+	"pgproxy/wire/frame"
 )
 
 // Periods of a session's life that no flag sets.
@@ -65,12 +67,13 @@ func (s *session) startWatchLocked(conn net.Conn, f func()) {
 // is ended first, so that the side it read belongs to the goroutine again.
 func (s *session) enter(p phase) {
 	s.mu.Lock()
-	if s.status == 'I' {
+	status := s.backend.Status()
+	if status == 'I' {
 		s.txSince = time.Time{}
 	} else if s.shownStatus == 'I' {
 		s.txSince = s.since // it is the statement that has just ended that began it
 	}
-	s.phase, s.since, s.shownStatus = p, time.Now(), s.status
+	s.phase, s.since, s.shownStatus = p, time.Now(), status
 	if p == running {
 		s.unsent = false
 	}
@@ -90,8 +93,8 @@ func (s *session) enter(p phase) {
 // rest waits until the client has sent something. It returns why the session
 // ends, if it does.
 func (s *session) rest() *sessionError {
-	s.client.rest()
-	s.upstream.rest()
+	s.client.Rest()
+	s.backend.Rest()
 	if e := s.endNow(); e != nil {
 		return e
 	}
@@ -102,7 +105,7 @@ func (s *session) rest() *sessionError {
 		s.enter(ending)
 		return e
 	}
-	err := s.client.fill(minBuffer)
+	err := s.client.Fill(frame.MinBuffer)
 	s.enter(deciding)
 	if e := s.settled(); e != nil {
 		return e
@@ -119,7 +122,7 @@ func (s *session) endNow() *sessionError {
 	if e := s.settled(); e != nil {
 		return e
 	}
-	if s.status == 'I' && s.srv.isDraining() {
+	if s.backend.Status() == 'I' && s.srv.isDraining() {
 		return shutdownError()
 	}
 	return nil
@@ -162,7 +165,7 @@ func (s *session) endLocked(e *sessionError) {
 	case resting:
 		s.conn.SetReadDeadline(past)
 	case assisting, running:
-		s.fireCancel(s.gate.running())
+		s.fireCancel(s.backend.Running())
 	}
 }
 
@@ -236,6 +239,10 @@ func (s *session) tickResting(now time.Time) {
 	if s.shownStatus == 'I' && s.srv.isDraining() {
 		s.endLocked(shutdownError())
 	}
+	// The server's own clock comes first, unless something has changed it.
+	if limit := s.rule.IdleInTransactionTimeout; s.shownStatus != 'I' && limit > 0 && rested > limit+timeoutGrace {
+		s.endLocked(idleInTransaction(&s.rule))
+	}
 	if s.watch == nil && s.ending == nil && rested > watchAfter {
 		s.startWatchLocked(s.up.Net, s.watchUpstream)
 	}
@@ -259,7 +266,7 @@ func (s *session) tickRunning(now time.Time) {
 	}
 	if now.Sub(c.lastSent) > cancelAgain {
 		c.lastSent = now
-		s.fireCancel(s.gate.running())
+		s.fireCancel(s.backend.Running())
 	}
 	if now.Sub(s.endingAt) > patience && !s.aborted {
 		s.terminateBackendLocked()
@@ -272,7 +279,7 @@ func (s *session) tickRunning(now time.Time) {
 func (s *session) terminateBackendLocked() {
 	s.aborted = true
 	s.tasks.Go(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), cancelTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), exchange.CancelTimeout)
 		defer cancel()
 		if err := s.terminateBackend(ctx); err != nil {
 			s.log.Warn("terminating the backend", "err", err)
@@ -286,8 +293,8 @@ func (s *session) terminateBackendLocked() {
 // client that only shuts down its sending side is taken for gone too, as by
 // PostgreSQL's own client_connection_check_interval.
 func (s *session) watchClient() {
-	for s.client.w-s.client.r < minBuffer {
-		if err := s.client.fill(2 * minBuffer); err != nil {
+	for s.client.Buffered() < frame.MinBuffer {
+		if err := s.client.Fill(2 * frame.MinBuffer); err != nil {
 			if !isDeadline(err) {
 				s.markDead(reasonClientLost)
 			}
@@ -299,17 +306,8 @@ func (s *session) watchClient() {
 // watchUpstream passes on what the upstream says by itself while the session
 // rests: notices, notifications, changed parameters, and its own end.
 func (s *session) watchUpstream() {
-	for {
-		if e := s.passIdle(); e != nil {
-			s.end(e)
-			return
-		}
-		if err := s.upstream.fill(minBuffer); err != nil {
-			if !isDeadline(err) {
-				s.end(s.upstreamEnded(err))
-			}
-			return
-		}
+	if err := s.backend.Idle(s.writeClient); err != nil {
+		s.end(s.exchangeError(err))
 	}
 }
 
@@ -328,7 +326,7 @@ func (s *session) upstreamEnded(err error) *sessionError {
 	case ending != nil:
 		return ending
 	case aborted && expired:
-		return fatal(codeQueryCanceled, "pgproxy: the statement did not react to cancellation; its session was ended", reasonStuck)
+		return stuckError()
 	}
 	e := fatal(codeConnectionFailure, "pgproxy: the connection to the upstream server was lost", reasonUpstream)
 	e.cause = err
@@ -401,3 +399,15 @@ type addrOf string
 
 func (a addrOf) Network() string { return "tcp" }
 func (a addrOf) String() string  { return string(a) }
+
+// setBusyLocked counts the session among those with something to do, or not.
+// Who has sent a message is busy until it has rested for a tick.
+func (s *session) setBusyLocked(busy bool) {
+	switch {
+	case busy && !s.busy:
+		s.srv.busy.Add(1)
+	case !busy && s.busy:
+		s.srv.busy.Add(-1)
+	}
+	s.busy = busy
+}

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"fmt"
 	"regexp"
 	"slices"
 	"strconv"
@@ -11,6 +12,8 @@ import (
 	"pgproxy/policy"
 	"pgproxy/upstream/upstreamtest"
 	"pgproxy/wire/audit"
+
+	"pgproxy/wire/frame"
 )
 
 // wantLike runs a query and matches its whole answer.
@@ -76,7 +79,7 @@ func TestRowCap(t *testing.T) {
 		{"writable CTE", "", "WITH w AS (UPDATE caps.t SET n = 1 WHERE id < 6 RETURNING id) SELECT id FROM w",
 			three + onlyThree + ` C\(SELECT 5\) Z\(I\)`, "SELECT count(*) FROM caps.t WHERE n = 1", "5"},
 		{"FETCH", "BEGIN; DECLARE c CURSOR FOR SELECT id FROM caps.t ORDER BY id", "FETCH 5 FROM c",
-			three + onlyThree + ` C\(FETCH 5\) Z\(T\)`, "", ""},
+			three + `C\(FETCH 3\) ` + truncated + ` Z\(E\)`, "", ""},
 		{"EXPLAIN", "", "EXPLAIN (COSTS off) SELECT id FROM caps.t GROUP BY id HAVING count(*) > 1 ORDER BY n LIMIT 1",
 			`D\(.*\) D\(.*\) D\(.*\) ` + onlyThree + ` C\(EXPLAIN\) Z\(I\)`, "", ""},
 		{"EXPLAIN ANALYZE", "", "EXPLAIN (ANALYZE) UPDATE caps.t SET n = 1 WHERE id < 6",
@@ -95,7 +98,7 @@ func TestRowCap(t *testing.T) {
 		{"the first of two", "", "SELECT generate_series(1, 5); SELECT 2",
 			three + `C\(SELECT [35]\) ` + truncated + ` Z\(I\)`, "", ""},
 		{"beside a write", "", "SELECT generate_series(1, 5); UPDATE caps.t SET n = 1 WHERE id = 1",
-			three + onlyThree + ` C\(SELECT 5\) C\(UPDATE 1\) Z\(I\)`, "SELECT count(*) FROM caps.t WHERE n = 1", "1"},
+			three + `C\(SELECT 3\) ` + truncated + ` Z\(I\)`, "SELECT count(*) FROM caps.t WHERE n = 1", "0"},
 		{"each of two", "", "UPDATE caps.t SET n = 1 WHERE id < 6 RETURNING id; UPDATE caps.t SET n = 2 WHERE id < 5 RETURNING id",
 			three + onlyThree + ` C\(UPDATE 5\) ` + three + onlyThree + ` C\(UPDATE 4\) Z\(I\)`, "SELECT n, count(*) FROM caps.t GROUP BY 1 ORDER BY 1", "0,15 1,1 2,4"},
 		{"then an error", "", "UPDATE caps.t SET n = 1 WHERE id < 6 RETURNING id; SELECT 1/0",
@@ -131,29 +134,84 @@ func TestRowCapCancels(t *testing.T) {
 	holds(t, "SELECT count(*) FROM caps.done", "0")
 	c.want("SELECT 'unharmed', pg_sleep(0.2)", "D(unharmed,) C(SELECT 1) Z(I)")
 
-	c.wantLike("SELECT caps.put(i) FROM generate_series(1, 5) i", three+`C\(SELECT 5\) `+truncated+` Z\(I\)`)
+	c.wantLike("SELECT caps.put(i) FROM generate_series(1, 5) i", three+`C\(SELECT 3\) `+truncated+` Z\(I\)`)
 	holds(t, "SELECT count(*) FROM caps.done", "5")
 
 	rec := p.records.await(t, "the last result", func(r audit.Record) bool { return r.Event == audit.Result && r.Seq == 4 })
-	if !rec.Truncated || *rec.Rows != 3 || rec.SQLState != codeLimitExceeded || rec.Tag != "SELECT 5" {
+	if !rec.Truncated || *rec.Rows != 3 || rec.SQLState != "54000" || rec.Tag != "SELECT 5" {
 		t.Errorf("record: %+v", rec)
 	}
 }
 
-// TestFetchBudget requires that a cursor's rows add up.
+// TestFetchBudget requires that a cursor's rows add up, that a cap is an error,
+// and that no row is lost by it.
 func TestFetchBudget(t *testing.T) {
 	freshCaps(t)
-	p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxRows = 3 }))
-	c := p.login(t)
-	c.want("BEGIN; DECLARE c CURSOR FOR SELECT id FROM caps.t ORDER BY id", "C(BEGIN) C(DECLARE CURSOR) Z(T)")
-	c.want("FETCH 2 FROM c", "D(1) D(2) C(FETCH 2) Z(T)")
-	c.wantPart("FETCH 2 FROM c", "D(3) N(01000 pgproxy: only the first 1 row", "C(FETCH 2) Z(T)")
-	c.wantPart("FETCH 2 FROM c", "only the first 0 rows", "C(FETCH 2) Z(T)")
-	c.want("SELECT 7", "D(7) C(SELECT 1) Z(T)")
-	c.want("COMMIT", "C(COMMIT) Z(I)")
-	c.want("DECLARE h CURSOR WITH HOLD FOR SELECT id FROM caps.t ORDER BY id", "C(DECLARE CURSOR) Z(I)")
-	c.want("FETCH 3 FROM h", "D(1) D(2) D(3) C(FETCH 3) Z(I)")
-	c.wantPart("FETCH 1 FROM h", "only the first 0 rows", "C(FETCH 1) Z(I)")
+	p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxRows, r.MayLift = 3, true }))
+	const over = " E(54000 pgproxy: result truncated: max_rows is 3)"
+	t.Run("in a transaction", func(t *testing.T) {
+		c := p.login(t)
+		c.want("BEGIN; DECLARE c CURSOR FOR SELECT id FROM caps.t ORDER BY id", "C(BEGIN) C(DECLARE CURSOR) Z(T)")
+		c.want("FETCH 2 FROM c", "D(1) D(2) C(FETCH 2) Z(T)")
+		c.want("SELECT 7", "D(7) C(SELECT 1) Z(T)")
+		c.want("FETCH 2 FROM c", "D(3) C(FETCH 1)"+over+" Z(E)")
+		c.want("COMMIT", "C(ROLLBACK) Z(I)")
+	})
+	t.Run("each cursor by itself", func(t *testing.T) {
+		c := p.login(t)
+		c.query("BEGIN; DECLARE a CURSOR FOR SELECT id FROM caps.t ORDER BY id; DECLARE b CURSOR FOR SELECT id FROM caps.t ORDER BY id")
+		c.want("FETCH 3 FROM a", "D(1) D(2) D(3) C(FETCH 3) Z(T)")
+		c.want("FETCH 3 FROM b", "D(1) D(2) D(3) C(FETCH 3) Z(T)")
+		c.want("CLOSE a; DECLARE a CURSOR FOR SELECT 8", "C(CLOSE CURSOR) C(DECLARE CURSOR) Z(T)")
+		c.want("FETCH ALL FROM a", "D(8) C(FETCH 1) Z(T)")
+	})
+	t.Run("exactly the cap is no error", func(t *testing.T) {
+		c := p.login(t)
+		c.query("BEGIN; DECLARE c CURSOR FOR SELECT id FROM caps.t WHERE id <= 3 ORDER BY id")
+		c.want("FETCH ALL FROM c", "D(1) D(2) D(3) C(FETCH 3) Z(T)")
+		c.want("FETCH 3 FROM c", "C(FETCH 0) Z(T)")
+		c.want("COMMIT", "C(COMMIT) Z(I)")
+	})
+	for _, declare := range []string{
+		"DECLARE h CURSOR WITH HOLD FOR SELECT id FROM caps.t ORDER BY id",
+		"DECLARE h NO SCROLL CURSOR WITH HOLD FOR SELECT id FROM caps.t ORDER BY id",
+		"DECLARE h SCROLL CURSOR WITH HOLD FOR SELECT id FROM caps.t ORDER BY id",
+	} {
+		t.Run("no row is lost: "+declare, func(t *testing.T) {
+			c := p.login(t)
+			c.want(declare, "C(DECLARE CURSOR) Z(I)")
+			c.want("FETCH 100 FROM h", "D(1) D(2) D(3) C(FETCH 3)"+over+" Z(I)")
+			c.want("SET pgproxy.max_rows = 5", "C(SET) Z(I)")
+			c.want("FETCH 2 FROM h", "D(4) D(5) C(FETCH 2) Z(I)")
+		})
+	}
+	t.Run("backward", func(t *testing.T) {
+		c := p.login(t)
+		c.query("DECLARE h SCROLL CURSOR WITH HOLD FOR SELECT id FROM caps.t ORDER BY id; MOVE ALL IN h")
+		c.want("FETCH BACKWARD ALL FROM h", "D(20) D(19) D(18) C(FETCH 3)"+over+" Z(I)")
+		c.want("SET pgproxy.max_rows = 5", "C(SET) Z(I)")
+		c.want("FETCH PRIOR FROM h", "D(17) C(FETCH 1) Z(I)")
+	})
+	t.Run("a savepoint keeps the cursor", func(t *testing.T) {
+		c := p.login(t)
+		c.query("BEGIN; DECLARE c CURSOR FOR SELECT id FROM caps.t ORDER BY id; SAVEPOINT s")
+		c.want("FETCH ALL FROM c", "D(1) D(2) D(3) C(FETCH 3)"+over+" Z(E)")
+		c.want("ROLLBACK TO s", "C(ROLLBACK) Z(T)")
+		c.want("SET pgproxy.max_rows = 4", "C(SET) Z(T)")
+		c.want("FETCH 1 FROM c", "D(4) C(FETCH 1) Z(T)")
+	})
+	t.Run("bytes", func(t *testing.T) {
+		c := p.login(t)
+		c.query("SET pgproxy.max_rows = 100; SET pgproxy.max_bytes = 60")
+		c.query("DECLARE h CURSOR WITH HOLD FOR SELECT id FROM caps.t ORDER BY id")
+		got := c.query("FETCH 15 FROM h")
+		if !strings.HasPrefix(got, "D(1) D(2) ") || !strings.HasSuffix(got, " E(54000 pgproxy: result truncated: max_bytes is 60) Z(I)") {
+			t.Errorf("got %s", got)
+		}
+		next := strings.Count(got, "D(") + 1
+		c.query("RESET pgproxy.max_bytes")
+		c.want("FETCH 1 FROM h", fmt.Sprintf("D(%d) C(FETCH 1) Z(I)", next))
+	})
 }
 
 // TestByteCap requires that the byte cap holds for everything that a statement
@@ -174,7 +232,7 @@ func TestByteCap(t *testing.T) {
 		t.Run(tt.name, func(t *testing.T) {
 			c := p.login(t)
 			c.t = t
-			c.send(appendQuery(nil, tt.sql))
+			c.send(frame.AppendQuery(nil, tt.sql))
 			var sent int
 			var words []string
 			for ready := false; !ready; {
@@ -221,7 +279,7 @@ func TestAffectedCap(t *testing.T) {
 		{"EXPLAIN ANALYZE", "EXPLAIN (ANALYZE, BUFFERS off, COSTS off, TIMING off, SUMMARY off) UPDATE caps.t SET n = 1 WHERE id <= 6", `(D\(.*\) )+` + refused + ` Z\(I\)`, changed, "0"},
 		{"a large value is one row", "WITH w AS (UPDATE caps.t SET doc = (SELECT string_agg(md5(i::text), '') FROM generate_series(1, 3000) i) WHERE id = 1 RETURNING id) SELECT id FROM w",
 			`D\(1\) C\(SELECT 1\) Z\(I\)`, "SELECT length(doc) FROM caps.t WHERE id = 1", "96000"},
-		{"cascades are not counted", "DELETE FROM caps.t WHERE id = 20", `C\(DELETE 1\) Z\(I\)`, "SELECT count(*) FROM caps.child", "0"},
+		{"cascades are counted", "DELETE FROM caps.t WHERE id = 20", refused + ` Z\(I\)`, "SELECT count(*) FROM caps.child", "50"},
 		{"deferred constraint", "INSERT INTO caps.child VALUES (1, 999)", `E\(23503 .*\) Z\(I\)`, "SELECT count(*) FROM caps.child WHERE t = 999", "0"},
 		{"deferred constraint and RETURNING", "INSERT INTO caps.child VALUES (1, 999) RETURNING id", `D\(1\) E\(23503 .*\) Z\(I\)`, "SELECT count(*) FROM caps.child WHERE t = 999", "0"},
 		{"own transaction", "BEGIN; UPDATE caps.t SET n = 1 WHERE id = 1; COMMIT", `C\(BEGIN\) C\(UPDATE 1\) C\(COMMIT\) Z\(I\)`, changed, "1"},
@@ -271,7 +329,7 @@ func TestAffectedCapInTransaction(t *testing.T) {
 	c.want("SAVEPOINT mine", "C(SAVEPOINT) Z(T)")
 	c.wantLike("DELETE FROM caps.t WHERE id <= 6", over+` Z\(T\)`)
 	c.want("ROLLBACK TO mine", "C(ROLLBACK) Z(T)")
-	c.wantPart("ROLLBACK TO SAVEPOINT "+guardSavepoint, "E(3B001", "Z(E)")
+	c.wantPart("ROLLBACK TO SAVEPOINT pgproxy_guard", "E(3B001", "Z(E)")
 	c.want("ROLLBACK TO mine", "C(ROLLBACK) Z(T)")
 	c.want("COMMIT", "C(COMMIT) Z(I)")
 	holds(t, "SELECT id, n FROM caps.t WHERE n <> 0", "1,1")
@@ -285,7 +343,7 @@ func TestAffectedCapInTransaction(t *testing.T) {
 	c.want("EXECUTE p (6)", "C(UPDATE 6) Z(I)")
 
 	rec := p.records.await(t, "a result that was rolled back", func(r audit.Record) bool {
-		return r.Event == audit.Result && r.SQLState == codeLimitExceeded
+		return r.Event == audit.Result && r.SQLState == "54000"
 	})
 	if rec.Affected != nil && *rec.Affected != 0 {
 		t.Errorf("the record says that %d rows were changed", *rec.Affected)
@@ -309,12 +367,12 @@ func TestAffectedCapUnguarded(t *testing.T) {
 func TestAffectedCapUncounted(t *testing.T) {
 	freshCaps(t)
 	pg := upstreamtest.Shared(t)
-	pg.Exec(t, "REVOKE SELECT ON pg_stat_xact_user_tables FROM public")
-	t.Cleanup(func() { pg.Exec(t, "GRANT SELECT ON pg_stat_xact_user_tables TO public") })
+	pg.Exec(t, "REVOKE EXECUTE ON FUNCTION pg_lock_status() FROM public")
+	t.Cleanup(func() { pg.Exec(t, "GRANT EXECUTE ON FUNCTION pg_lock_status() TO public") })
 	p := startProxy(t)
 	c := p.login(t)
 	const sql = "WITH w AS (UPDATE caps.t SET n = 1 WHERE id = 1 RETURNING id) SELECT id FROM w"
-	c.wantLike(sql, `E\(42501 permission denied for view pg_stat_xact_user_tables\) Z\(I\)`)
+	c.wantLike(sql, `E\(42501 permission denied for function pg_lock_status\) Z\(I\)`)
 	c.want("BEGIN", "C(BEGIN) Z(T)")
 	c.wantLike(sql, `E\(42501 .*\) Z\(E\)`)
 	c.want("ROLLBACK", "C(ROLLBACK) Z(I)")
@@ -352,7 +410,7 @@ func TestStatementTimeout(t *testing.T) {
 	const timedOut = `E\(57014 canceling statement due to statement timeout \(pgproxy's statement_timeout is 200ms\)\)`
 
 	stuck := p.login(t)
-	stuck.send(appendQuery(nil, "SELECT times.deaf(60, 1000)")) // looked at below
+	stuck.send(frame.AppendQuery(nil, "SELECT times.deaf(60, 1000)")) // looked at below
 
 	c := p.login(t)
 	c.wantLike("SELECT pg_sleep(60)", timedOut+` Z\(I\)`)
@@ -404,14 +462,14 @@ func TestTimeoutOfSlowClient(t *testing.T) {
 		rests []string // what may come after the rows
 	}{
 		{"SELECT repeat('x', 100000) FROM generate_series(1, 500)", 500, []string{timedOut}},
-		{"SELECT repeat('x', 100000) FROM generate_series(1, 80)", 80, []string{timedOut, `C\(SELECT 80\) ` + timedOut}},
+		{"SELECT repeat('x', 100000) FROM generate_series(1, 80)", 80, []string{timedOut, `C\(SELECT \d+\) ` + timedOut}},
 		{"UPDATE times.wide SET n = 1 WHERE true RETURNING repeat('x', 100000)", 500, []string{timedOut,
 			`N\(01000 pgproxy: only the first \d+ rows of the result were sent: statement_timeout is 1s; the statement itself was completed\) C\(UPDATE 500\) Z\(I\)`}},
 	}
 	var clients []*client
 	for _, st := range statements {
 		c := p.login(t)
-		c.send(appendQuery(nil, st.sql))
+		c.send(frame.AppendQuery(nil, st.sql))
 		clients = append(clients, c)
 	}
 	for _, s := range p.live() {

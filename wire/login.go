@@ -5,13 +5,13 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"pgproxy/policy"
 	"pgproxy/wire/audit"
+	"pgproxy/wire/exchange"
+	"pgproxy/wire/frame"
 )
 
 // chooseDatabase settles which database the session is for. A client that
@@ -67,8 +67,8 @@ func (s *session) parameters() (map[string]string, policy.Rule, *sessionError) {
 		"pgproxy.user":                        s.caller.Who(),
 		"pgproxy.node":                        s.caller.Node,
 		"pgproxy.session":                     s.id,
-		"statement_timeout":                   serverMillis(rule.StatementTimeout),
-		"idle_in_transaction_session_timeout": serverMillis(rule.IdleInTransactionTimeout),
+		"statement_timeout":                   exchange.Millis(rule.StatementTimeout),
+		"idle_in_transaction_session_timeout": exchange.Millis(rule.IdleInTransactionTimeout),
 	}
 	if rule.Access == policy.Read {
 		params["default_transaction_read_only"] = "on"
@@ -77,16 +77,6 @@ func (s *session) parameters() (map[string]string, policy.Rule, *sessionError) {
 	_, s.ownTimeout = theirs["statement_timeout"]
 	maps.Copy(params, theirs)
 	return params, rule, nil
-}
-
-// serverMillis is a timeout as the server takes it: whole milliseconds, at
-// least one, since 0 means none there.
-func serverMillis(d time.Duration) string {
-	ms := d.Milliseconds()
-	if d > 0 {
-		ms = max(ms, 1)
-	}
-	return strconv.FormatInt(ms, 10)
 }
 
 // admitSettings judges settings given at connect as the SET of the same name
@@ -182,11 +172,11 @@ func (s *session) appendWelcome(dst []byte) []byte {
 		dst = s.notice().append(dst)
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.up.Params)) {
-		dst = appendParameter(dst, name, s.up.Params[name])
+		dst = frame.AppendParameter(dst, name, s.up.Params[name])
 	}
 	key := binary.BigEndian.AppendUint32(nil, s.up.PID)
-	dst = appendFrame(dst, 'K', append(key, s.up.Key...)...)
-	return appendReady(dst, s.status)
+	dst = frame.Append(dst, 'K', append(key, s.up.Key...)...)
+	return frame.AppendReady(dst, s.backend.Status())
 }
 
 // notice tells the person where they are.
@@ -222,6 +212,12 @@ func (s *session) lift(verb, name, value string) *policy.Refusal {
 		s.rule = s.lifts.Effective(s.base)
 	}
 	s.mu.Unlock()
+	s.recordLift(verb, name, value, r)
+	return r
+}
+
+// recordLift records a change of the session's own settings, or its refusal.
+func (s *session) recordLift(verb, name, value string, r *policy.Refusal) {
 	rec := s.newRecord(audit.Lift)
 	rec.Seq, rec.SQL = s.seq, verb+" pgproxy."+name
 	if verb == "SET" {
@@ -232,5 +228,4 @@ func (s *session) lift(verb, name, value string) *policy.Refusal {
 		rec.Verdict, rec.SQLState, rec.Error, rec.Rule = "deny", r.Code, r.Message, r.Rule
 	}
 	s.srv.record(rec)
-	return r
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"pgproxy/upstream"
+	"pgproxy/wire/exchange"
 )
 
 // metrics are the server's numbers. No label holds anything that a client
@@ -105,12 +106,12 @@ func (m *metrics) denied(kinds []string) {
 	}
 }
 
-func (m *metrics) result(took time.Duration, o outcome) {
+func (m *metrics) result(took time.Duration, o exchange.Outcome) {
 	m.duration.Observe(took.Seconds())
-	m.rows.Add(float64(o.rows))
-	m.bytes.Add(float64(o.bytes))
-	if o.sqlstate != "" {
-		m.errorsByClass.WithLabelValues(errorClass(o.sqlstate)).Inc()
+	m.rows.Add(float64(o.Rows))
+	m.bytes.Add(float64(o.Bytes))
+	if o.SQLState != "" {
+		m.errorsByClass.WithLabelValues(errorClass(o.SQLState)).Inc()
 	}
 }
 

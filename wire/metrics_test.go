@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"pgproxy/policy"
+	"pgproxy/wire/exchange"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
@@ -224,7 +225,7 @@ func BenchmarkCounting(b *testing.B) {
 	for b.Loop() {
 		m.statement(kinds)
 		m.recorded(20*time.Microsecond, nil)
-		m.result(300*time.Microsecond, outcome{rows: 1, bytes: 80})
+		m.result(300*time.Microsecond, exchange.Outcome{Rows: 1, Bytes: 80})
 		m.recorded(20*time.Microsecond, nil)
 	}
 }

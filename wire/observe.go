@@ -6,6 +6,8 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"pgproxy/wire/exchange"
 )
 
 const levelDebug = slog.LevelDebug
@@ -146,10 +148,18 @@ func (srv *Server) History() []Past {
 const shownSQL = 2 << 10
 
 // keep remembers a statement that has ended.
-func (s *session) keep(st *statement, o outcome) {
+func (s *session) keep(st *statement, o exchange.Outcome, denied bool) {
 	s.srv.history.add(Past{
 		Time: st.began, Session: s.id, User: s.caller.Who(), Node: s.caller.Node, Database: s.database, Seq: st.seq,
-		SQL: cut(st.shown, shownSQL), Tag: o.tag, SQLState: o.sqlstate, Error: o.failure, Denied: o.denied, Truncated: o.truncated,
-		Rows: o.rows, Bytes: o.bytes, Took: time.Since(st.began),
+		SQL: cut(st.shown, shownSQL), Tag: o.Tag, SQLState: o.SQLState, Error: o.Failure, Denied: denied, Truncated: o.Truncated,
+		Rows: o.Rows, Bytes: o.Bytes, Took: time.Since(st.began),
 	})
+}
+
+// cut shortens a text to n bytes, without half of a character.
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(s[:n], "") + " …"
 }

@@ -9,6 +9,8 @@ import (
 
 	"pgproxy/policy"
 	"pgproxy/wire/audit"
+
+	"pgproxy/wire/frame"
 )
 
 // The viewers of the tests, besides alice and bob, who have no sessions.
@@ -107,7 +109,7 @@ func TestSessions(t *testing.T) {
 func TestRowsOfTheRunningStatement(t *testing.T) {
 	p := startProxy(t)
 	c := p.login(t)
-	c.send(appendQuery(nil, "SELECT repeat('x', 10000) FROM generate_series(1, 3); SELECT pg_sleep(65)"))
+	c.send(frame.AppendQuery(nil, "SELECT repeat('x', 10000) FROM generate_series(1, 3); SELECT pg_sleep(65)"))
 	p.await(t, "three rows", func() bool { return p.infoOf(t, c).Rows == 3 })
 	if i := p.infoOf(t, c); i.State != "active" || i.Bytes < 30_000 {
 		t.Errorf("got %+v", i)
@@ -152,7 +154,7 @@ func TestCancelByAPerson(t *testing.T) {
 		t.Errorf("with nothing running: %v", err)
 	}
 	c.query("SELECT 1")
-	c.send(appendQuery(nil, "SELECT pg_sleep(66)"))
+	c.send(frame.AppendQuery(nil, "SELECT pg_sleep(66)"))
 	p.awaitActive(t, "SELECT pg_sleep(66)")
 	if err := p.Cancel(t.Context(), reaper(), id, 1); !errors.Is(err, ErrNotRunning) {
 		t.Errorf("a statement that has ended: %v", err)
@@ -211,7 +213,7 @@ func TestKill(t *testing.T) {
 				c.query(tt.before)
 			}
 			if tt.running != "" {
-				c.send(appendQuery(nil, tt.running))
+				c.send(frame.AppendQuery(nil, tt.running))
 				p.awaitActive(t, tt.running)
 			}
 			id := p.infoOf(t, c).ID
@@ -229,11 +231,11 @@ func TestKill(t *testing.T) {
 			if err := p.Kill(reaper(), id); err != nil {
 				t.Error(err)
 			}
-			var e errorFields
-			for e.severity != "FATAL" { // the statement's own end comes first
-				e = parseErrorFields(c.next().body)
+			var e frame.ErrorFields
+			for e.Severity != "FATAL" { // the statement's own end comes first
+				e = frame.ParseErrorFields(c.next().body)
 			}
-			if e.code != codeAdminShutdown || e.detail != "Ended by reaper@example.com on console." {
+			if e.Code != codeAdminShutdown || e.Detail != "Ended by reaper@example.com on console." {
 				t.Errorf("the user is told %+v", e)
 			}
 			p.disconnected(t, reasonKilled)

@@ -8,6 +8,8 @@ import (
 	"pgproxy/policy"
 	"pgproxy/upstream/upstreamtest"
 	"pgproxy/wire/audit"
+
+	"pgproxy/wire/frame"
 )
 
 // What happens in a session is recorded in its order, with its fields.
@@ -20,7 +22,7 @@ func TestAuditOrder(t *testing.T) {
 	c.wantPart("DROP TABLE ordered", "E(42501", "Z(I)")
 	c.want("BEGIN", "C(BEGIN) Z(T)")
 	c.wantPart("SELECT 1/0", "E(22012", "Z(E)")
-	c.send(appendFrame(nil, 'X'))
+	c.send(frame.Append(nil, 'X'))
 	p.records.event(t, audit.Disconnect)
 
 	type short struct {

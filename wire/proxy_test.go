@@ -19,6 +19,7 @@ import (
 	"pgproxy/upstream"
 	"pgproxy/upstream/upstreamtest"
 	"pgproxy/wire/audit"
+	"pgproxy/wire/frame"
 
 	"tailscale.com/tstest"
 )
@@ -212,17 +213,17 @@ type client struct {
 	key  []byte
 }
 
-// frame is one message from the server.
-type frame struct {
+// reply is one message from the server.
+type reply struct {
 	typ  byte
 	body []byte
 }
 
-func (f frame) String() string {
+func (f reply) String() string {
 	switch f.typ {
 	case 'E', 'N':
-		e := parseErrorFields(f.body)
-		return fmt.Sprintf("%c(%s %s)", f.typ, e.code, e.message)
+		e := frame.ParseErrorFields(f.body)
+		return fmt.Sprintf("%c(%s %s)", f.typ, e.Code, e.Message)
 	case 'C':
 		return fmt.Sprintf("C(%s)", strings.TrimRight(string(f.body), "\x00"))
 	case 'Z':
@@ -232,7 +233,7 @@ func (f frame) String() string {
 	case 'A':
 		return fmt.Sprintf("A(%s)", strings.ReplaceAll(strings.Trim(string(f.body[4:]), "\x00"), "\x00", ","))
 	case 'D':
-		return fmt.Sprintf("D(%s)", strings.Join(columns(f.body), ","))
+		return fmt.Sprintf("D(%s)", strings.Join(frame.Columns(f.body), ","))
 	}
 	return string(f.typ)
 }
@@ -291,7 +292,7 @@ func (c *client) send(b []byte) {
 }
 
 // next reads one message.
-func (c *client) next() frame {
+func (c *client) next() reply {
 	c.t.Helper()
 	f, err := c.tryNext()
 	if err != nil {
@@ -300,14 +301,14 @@ func (c *client) next() frame {
 	return f
 }
 
-func (c *client) tryNext() (frame, error) {
+func (c *client) tryNext() (reply, error) {
 	var head [5]byte
 	if _, err := io.ReadFull(c.conn, head[:]); err != nil {
-		return frame{}, err
+		return reply{}, err
 	}
 	body := make([]byte, binary.BigEndian.Uint32(head[1:])-4)
 	_, err := io.ReadFull(c.conn, body)
-	return frame{head[0], body}, err
+	return reply{head[0], body}, err
 }
 
 // answer reads up to ReadyForQuery and returns the messages in short form,
@@ -329,7 +330,7 @@ func (c *client) answer() string {
 // query sends a Query and reads its answer.
 func (c *client) query(sql string) string {
 	c.t.Helper()
-	c.send(appendQuery(nil, sql))
+	c.send(frame.AppendQuery(nil, sql))
 	return c.answer()
 }
 

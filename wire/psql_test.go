@@ -24,6 +24,8 @@ import (
 	"pgproxy/wire/audit"
 
 	"golang.org/x/sys/unix"
+
+	"pgproxy/wire/frame"
 )
 
 // psql is one psql on this machine.
@@ -271,7 +273,7 @@ func TestFramesAsDirect(t *testing.T) {
 	hold := func(c *client) (said []string) {
 		pg.Exec(t, psqlRows)
 		for _, sql := range conversation {
-			c.send(appendQuery(nil, sql))
+			c.send(frame.AppendQuery(nil, sql))
 			for {
 				f := c.next()
 				if f.typ == 'A' {
@@ -426,7 +428,8 @@ func TestPsqlCaps(t *testing.T) {
 		t.Run("FETCH_COUNT", func(t *testing.T) {
 			got := q.run(t, p.at(), "\\set FETCH_COUNT 2\nSELECT n FROM generate_series(1, 9) n;\nSELECT 'reached';", "-At")
 			got.want(t, 0, "max_rows is 3", "reached")
-			if !strings.HasPrefix(got.out, "1\n2\n3\n") || strings.Contains(got.out, "4") {
+			// psql up to 16 shows no row of the FETCH that met the cap.
+			if !strings.HasPrefix(got.out, "1\n2") || strings.Contains(got.out, "4") {
 				t.Errorf("shown were\n%s", got.out)
 			}
 		})

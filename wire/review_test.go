@@ -13,6 +13,8 @@ import (
 	"pgproxy/upstream"
 	"pgproxy/upstream/upstreamtest"
 	"pgproxy/wire/audit"
+
+	"pgproxy/wire/frame"
 )
 
 // What the startup message says of itself is no setting, in whatever spelling
@@ -165,7 +167,7 @@ func TestEndedBeforeItIsSent(t *testing.T) {
 		}
 	}))
 	c := p.login(t)
-	c.send(appendQuery(nil, "UPDATE toolate SET n = 1 WHERE id = 1"))
+	c.send(frame.AppendQuery(nil, "UPDATE toolate SET n = 1 WHERE id = 1"))
 	if got := c.ended(); got != "E(57P01 pgproxy: terminating connection due to administrator command)" {
 		t.Errorf("got %s", got)
 	}
@@ -187,7 +189,7 @@ func TestPanic(t *testing.T) {
 		}))
 		c, other := p.login(t), p.login(t)
 		c.want("BEGIN", "C(BEGIN) Z(T)")
-		c.send(appendQuery(nil, "SELECT 'a defect'"))
+		c.send(frame.AppendQuery(nil, "SELECT 'a defect'"))
 		if got := c.ended(); got != "E(XX000 pgproxy: internal error)" {
 			t.Errorf("got %s", got)
 		}
@@ -218,7 +220,7 @@ func TestKillClientNotReading(t *testing.T) {
 	p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxBytes, r.StatementTimeout = 0, 0 }))
 	c := p.login(t)
 	s := p.sessionOf(t, c)
-	c.send(appendQuery(nil, "SELECT repeat('x', 50000000) FROM generate_series(1, 100)"))
+	c.send(frame.AppendQuery(nil, "SELECT repeat('x', 50000000) FROM generate_series(1, 100)"))
 	p.await(t, "a write that waits", func() bool {
 		began := s.writing.Load()
 		return began != 0 && time.Since(time.Unix(0, began)) > time.Second
@@ -308,24 +310,6 @@ func TestIdleSessionKeepsNoStatement(t *testing.T) {
 	}
 }
 
-// A statement that was recorded as allowed has its result, whatever came in
-// between.
-func TestResultOfWhatTheGateStopped(t *testing.T) {
-	p := startProxy(t)
-	c := p.login(t)
-	s := p.sessionOf(t, c)
-	s.gate.mu.Lock()
-	s.gate.poisoned = true
-	s.gate.mu.Unlock()
-	c.send(appendQuery(nil, "SELECT 1"))
-	if got := c.ended(); !strings.HasPrefix(got, "E(08006 ") {
-		t.Errorf("got %s", got)
-	}
-	if rec := p.records.event(t, audit.Result); rec.Seq != 1 || rec.SQLState != "08006" {
-		t.Errorf("recorded %+v", rec)
-	}
-}
-
 // What decides how text is read is put right before the verdict looks anything
 // up, and not after.
 func TestTamperedBeforeKeyLookup(t *testing.T) {
@@ -379,7 +363,7 @@ func TestLongCompletion(t *testing.T) {
 	copy(long[5:], "SELECT 1")
 	p := startFake(t, upstreamtest.Script{expectQuery("SELECT 1"), upstreamtest.SendBytes(long), upstreamtest.Stall()})
 	c := p.login(t)
-	c.send(appendQuery(nil, "SELECT 1"))
+	c.send(frame.AppendQuery(nil, "SELECT 1"))
 	if got := c.ended(); got != "E(08006 pgproxy: the upstream server sent something that is not an answer)" {
 		t.Errorf("got %s", got)
 	}
@@ -399,7 +383,7 @@ func TestCancelAfterRename(t *testing.T) {
 		}
 	})
 	c := p.login(t)
-	c.send(appendQuery(nil, "SELECT pg_sleep(30)"))
+	c.send(frame.AppendQuery(nil, "SELECT pg_sleep(30)"))
 	p.awaitActive(t, "SELECT pg_sleep(30)")
 	renamed.Store(true)
 	p.cancel(t, "127.0.0.1", c)

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"log/slog"
 	"net"
+	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -375,4 +376,12 @@ func (srv *Server) write(rec *audit.Record) error {
 	err := srv.Audit.Write(rec)
 	srv.metrics.recorded(time.Since(began), err)
 	return err
+}
+
+// count says a number of things in English.
+func count(n int64, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return strconv.FormatInt(n, 10) + " " + thing + "s"
 }

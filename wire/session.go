@@ -15,6 +15,8 @@ import (
 	"pgproxy/policy"
 	"pgproxy/upstream"
 	"pgproxy/wire/audit"
+	"pgproxy/wire/exchange"
+	"pgproxy/wire/frame"
 )
 
 // phase is what a session's goroutine is doing, for those who look at it from
@@ -58,19 +60,16 @@ type session struct {
 	database string
 	stamp    string
 	up       *upstream.Conn
-	gate     gate
+	backend  *exchange.Backend // of up
 
 	// The session goroutine's own.
-	client    frames // read by the client watch while a statement runs
-	upstream  frames // read by the upstream watch while resting
+	client    frame.Reader // read by the client watch while a statement runs
 	automaton automaton
-	status    byte   // transaction status of the last ReadyForQuery
 	out       []byte // copied bytes for the client, not yet written
-	direct    []byte // the same where they lie, in the upstream's buffer
-	query     []byte // scratch
+	direct    []byte // the same where they lie, in the server's buffer
 	memory    policy.Memory
-	budget    fetchBudget
-	settings  reported
+	// clockLimit is the time that each statement of the message has.
+	clockLimit time.Duration
 	// ownTimeout says that an admin has changed the server's
 	// statement_timeout, which is then the only one.
 	ownTimeout bool
@@ -123,7 +122,7 @@ func newSession(srv *Server, conn net.Conn) *session {
 	ctx, stop := context.WithCancel(context.Background())
 	return &session{
 		srv: srv, id: strings.ToLower(rand.Text()[:12]), conn: conn,
-		log: srv.Logger, ctx: ctx, stop: stop, began: time.Now(), status: 'I',
+		log: srv.Logger, ctx: ctx, stop: stop, began: time.Now(),
 	}
 }
 
@@ -214,7 +213,7 @@ func (s *session) serveCancel(caller policy.Caller, whoErr error) {
 		s.srv.dropCancel(caller, whoErr)
 		return
 	}
-	ctx, cancel := context.WithTimeout(s.ctx, 2*cancelTimeout)
+	ctx, cancel := context.WithTimeout(s.ctx, 2*exchange.CancelTimeout)
 	defer cancel()
 	s.srv.cancelRequest(ctx, caller, s.startup.cancel)
 }
@@ -223,7 +222,7 @@ func (s *session) serveCancel(caller policy.Caller, whoErr error) {
 // client is told AuthenticationOk before anything else: libpq takes a FATAL
 // before it for a reason to try again without TLS.
 func (s *session) open(caller policy.Caller, whoErr error) *sessionError {
-	s.out = appendFrame(s.out, 'R', 0, 0, 0, 0)
+	s.out = frame.Append(s.out, 'R', 0, 0, 0, 0)
 	if whoErr != nil || caller.Who() == "" {
 		e := fatal(codeInvalidAuthorization, "pgproxy: the tailnet does not know who you are", reasonRefused)
 		e.cause = whoErr
@@ -318,9 +317,8 @@ func (s *session) connect() *sessionError {
 		up.Close()
 		return silent(reasonShutdown, nil)
 	}
-	s.upstream.conn, s.client.conn = up.Net, s.conn
-	s.upstream.eager, s.client.eager = newEager(s.srv, up.Net), newEager(s.srv, s.conn)
-	s.settings.begin(rule, up.Params)
+	s.client = frame.Reader{Conn: s.conn, Wait: frame.NewWaiter(&s.srv.busy, s.conn)}
+	s.backend = exchange.New(up, s, frame.NewWaiter(&s.srv.busy, up.Net), rule, params)
 	s.log = s.log.With("database", s.database, "upstream_pid", up.PID)
 	if err := s.srv.write(s.newRecord(audit.Connect)); err != nil {
 		up.Close()

@@ -2,59 +2,50 @@ package wire
 
 import (
 	"encoding/binary"
+	"strconv"
+	"strings"
 	"time"
 
 	"pgproxy/policy"
+	"pgproxy/wire/frame"
 )
 
-// ownPrefix serves the proxy's own statements, SHOW, SET and RESET of
-// pgproxy.…, at the beginning of a message. It returns what is left for the
-// server: st itself when there are none, nil when there is nothing.
-func (s *session) ownPrefix(st *statement) (*statement, *sessionError) {
+// tryOwn looks at pgproxy's own statements, SHOW, SET and RESET of pgproxy.…,
+// at the beginning of a message, and says whether one of them is refused. It
+// changes nothing, other than what the rest of the message is judged by: the
+// message is judged as a whole, and runs as a whole or not at all.
+func (s *session) tryOwn(st *statement) *policy.Refusal {
 	list := st.msg.Statements
-	n := 0
-	for n < len(list) && list[n].Proxy != nil {
-		n++
+	for st.own < len(list) && list[st.own].Proxy != nil {
+		st.own++
 	}
-	for i := n; i < len(list); i++ {
-		if list[i].Proxy != nil {
-			return nil, s.deny(st, policy.Decision{Kinds: st.kinds(), Refusal: &policy.Refusal{
-				Code: codeFeatureNotSupported, Message: "pgproxy: a setting of pgproxy's own cannot stand behind other statements",
-				Hint: "Send it by itself, or first.", Rule: "own_settings",
-			}})
+	if st.own == 0 {
+		return nil
+	}
+	s.mu.Lock()
+	base, lifts := s.base, s.lifts.Clone()
+	s.mu.Unlock()
+	for i := range st.own {
+		cmd := list[i].Proxy
+		var r *policy.Refusal
+		switch {
+		case cmd.Verb == "SHOW":
+		case cmd.Local:
+			r = &policy.Refusal{Code: codeFeatureNotSupported, Rule: "own_settings",
+				Message: "pgproxy: pgproxy's settings hold for the session, SET LOCAL is not supported"}
+		case cmd.Verb == "SET":
+			r = lifts.Set(base, cmd.Name, cmd.Value)
+		default:
+			r = lifts.Reset(cmd.Name)
+		}
+		if r != nil {
+			r.Position = 0
+			s.recordLift(cmd.Verb, cmd.Name, cmd.Value, r)
+			return r
 		}
 	}
-	if n == 0 {
-		return st, nil
-	}
-	rec := s.queryRecord(st)
-	rec.Verdict, rec.Rule, rec.Kinds = "allow", "own", st.kinds()
-	if err := s.srv.write(rec); err != nil {
-		return nil, s.answer(s.unrecorded("ERROR", err))
-	}
-	for i := range n {
-		if e := s.serveOwn(list[i].Proxy); e != nil {
-			s.recordResult(st, outcome{sqlstate: e.code, failure: e.message, affected: -1})
-			return nil, s.answer(e)
-		}
-	}
-	if n == len(list) {
-		s.recordResult(st, outcome{tag: list[n-1].Proxy.Verb, affected: -1})
-		s.emit(appendReady(nil, s.status))
-		return nil, nil
-	}
-	return s.withoutPrefix(st, list[n].Start)
-}
-
-// withoutPrefix is the message with its beginning blanked out, so that
-// positions in the server's errors stay right. It is read anew: what is judged
-// is what is sent.
-func (s *session) withoutPrefix(st *statement, end int) (*statement, *sessionError) {
-	rest := s.begin()
-	if r := s.read(rest, blank(st.sql[:end])+st.sql[end:]); r != nil {
-		return nil, s.deny(rest, policy.Decision{Refusal: r})
-	}
-	return rest, nil
+	st.rule, st.reason = lifts.Effective(base), lifts.Reason()
+	return nil
 }
 
 // kinds are the kinds of the message's statements.
@@ -66,21 +57,23 @@ func (st *statement) kinds() []string {
 	return kinds
 }
 
-// serveOwn serves one of the proxy's own statements.
-func (s *session) serveOwn(cmd *policy.ProxyCommand) *sessionError {
-	if cmd.Verb == "SHOW" {
-		return s.show(cmd.Name)
+// serveOwn serves pgproxy's own statements at the beginning of a message. It
+// returns the last one's tag.
+func (s *session) serveOwn(st *statement) (tag string, e *sessionError) {
+	for i := range st.own {
+		cmd := st.msg.Statements[i].Proxy
+		if tag = cmd.Verb; tag == "SHOW" {
+			if e := s.show(cmd.Name); e != nil {
+				return tag, e
+			}
+			continue
+		}
+		if r := s.lift(cmd.Verb, cmd.Name, cmd.Value); r != nil {
+			return tag, refused("ERROR", r)
+		}
+		s.Send(frame.AppendComplete(nil, tag))
 	}
-	if cmd.Local {
-		return statementError(codeFeatureNotSupported, "pgproxy: pgproxy's settings hold for the session, SET LOCAL is not supported")
-	}
-	if r := s.lift(cmd.Verb, cmd.Name, cmd.Value); r != nil {
-		e := refused("ERROR", r)
-		e.position = 0
-		return e
-	}
-	s.emit(appendComplete(nil, cmd.Verb))
-	return nil
+	return tag, nil
 }
 
 // show answers SHOW pgproxy.name.
@@ -133,14 +126,20 @@ func (s *session) table(names []string, rows [][]string) {
 		body = binary.BigEndian.AppendUint32(body, 25)
 		body = append(body, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0) // any length, text format
 	}
-	s.emit(appendFrame(nil, 'T', body...))
+	s.Send(frame.Append(nil, 'T', body...))
 	for _, row := range rows {
 		body := binary.BigEndian.AppendUint16(nil, uint16(len(row)))
 		for _, v := range row {
 			body = binary.BigEndian.AppendUint32(body, uint32(len(v)))
 			body = append(body, v...)
 		}
-		s.emit(appendFrame(nil, 'D', body...))
+		s.Send(frame.Append(nil, 'D', body...))
 	}
-	s.emit(appendComplete(nil, "SHOW"))
+	s.Send(frame.AppendComplete(nil, "SHOW"))
 }
+
+func quoteLiteral(s string) string { return `'` + strings.ReplaceAll(s, `'`, `''`) + `'` }
+func quoteIdent(s string) string   { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
+
+// itoa is for rows of text.
+func itoa(n int64) string { return strconv.FormatInt(n, 10) }

@@ -9,6 +9,8 @@ import (
 	"net"
 	"strings"
 	"time"
+
+	"pgproxy/wire/frame"
 )
 
 // Request codes and protocol versions of the first packet (pqcomm.h).
@@ -178,11 +180,11 @@ func (st *startup) parseParameters(body []byte) *sessionError {
 	layout := fatal(codeProtocolViolation, "invalid startup packet layout: expected terminator as last byte", reasonProtocol)
 	rest := body
 	for len(rest) > 0 && rest[0] != 0 {
-		name, after, ok := cstring(rest)
+		name, after, ok := frame.CString(rest)
 		if !ok {
 			return layout
 		}
-		value, after, ok := cstring(after)
+		value, after, ok := frame.CString(after)
 		if !ok {
 			return layout
 		}
@@ -229,7 +231,7 @@ func (st *startup) appendNegotiate(dst []byte) []byte {
 	for _, name := range st.unknown {
 		body = append(append(body, name...), 0)
 	}
-	return appendFrame(dst, 'v', body...)
+	return frame.Append(dst, 'v', body...)
 }
 
 // wantsReplication reports whether the replication parameter asks for a

@@ -20,6 +20,8 @@ import (
 	"pgproxy/policy"
 	"pgproxy/upstream/upstreamtest"
 	"pgproxy/wire/audit"
+
+	"pgproxy/wire/frame"
 )
 
 // The first packets as they go over the wire.
@@ -415,7 +417,7 @@ func TestTooManySessions(t *testing.T) {
 			t.Error("not full")
 		}
 		refusedWith(p.dial(t, "127.0.0.2"), errorFrame("SFATAL", "VFATAL", "C53300", "Mpgproxy: too many sessions", "H"+hint+" in all. Try again when somebody has left."))
-		first.send(appendFrame(nil, 'X'))
+		first.send(frame.Append(nil, 'X'))
 		p.records.event(t, audit.Disconnect)
 		p.awaitSessions(t, 0)
 		p.loginFrom(t, "127.0.0.2")

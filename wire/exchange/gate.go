@@ -1,8 +1,7 @@
-package wire
+package exchange
 
 import (
 	"context"
-	"errors"
 	"sync"
 	"time"
 
@@ -11,13 +10,8 @@ import (
 
 // Deadlines of one cancel request, and of waiting for those under way.
 const (
-	cancelTimeout = 5 * time.Second
+	CancelTimeout = 5 * time.Second
 	gateTimeout   = 11 * time.Second // two cancels, one after the other
-)
-
-var (
-	errCancelFate = errors.New("the fate of a cancel request cannot be known")
-	errGateSlow   = errors.New("cancel requests did not end")
 )
 
 // gate makes sure that a cancel meant for one statement never hits a later
@@ -27,18 +21,18 @@ var (
 // all. A statement therefore enters through the gate, which opens once no
 // cancel is under way, and a cancel is sent only while its statement is in.
 //
-// A cancel whose end was not seen may strike at any time. It poisons the
-// gate, and the session must end.
+// A cancel whose end was not seen may strike at any time. It makes the gate
+// unsafe, and the session must end.
 //
 // The zero value is ready. Safe for concurrent use.
 type gate struct {
-	mu       sync.Mutex
-	inside   bool   // a statement is in
-	number   uint64 // counts statements
-	cancels  int    // under way
-	sent     bool   // a cancel was sent to the statement that is in
-	poisoned bool
-	ended    chan struct{} // closed when cancels falls to 0; nil while it is
+	mu      sync.Mutex
+	inside  bool   // a statement is in
+	number  uint64 // counts statements
+	cancels int    // under way
+	sent    bool   // a cancel was sent to the statement that is in
+	unsafe  bool
+	ended   chan struct{} // closed when cancels falls to 0; nil while it is
 }
 
 // enter waits until no cancel is under way and lets the next statement in. It
@@ -59,11 +53,11 @@ func (g *gate) enter() (uint64, error) {
 		t.Stop()
 		g.mu.Lock()
 		if late {
-			return 0, errGateSlow
+			return 0, ErrGateSlow
 		}
 	}
-	if g.poisoned {
-		return 0, errCancelFate
+	if g.unsafe {
+		return 0, ErrCancelFate
 	}
 	g.inside, g.sent = true, false
 	g.number++
@@ -99,7 +93,7 @@ func (g *gate) sentTo(number uint64) bool {
 // out; the call returns when its fate is known.
 func (g *gate) cancel(ctx context.Context, up canceler, number uint64) (sent bool, err error) {
 	g.mu.Lock()
-	if !g.inside || g.number != number || g.poisoned || g.cancels > 0 {
+	if !g.inside || g.number != number || g.unsafe || g.cancels > 0 {
 		g.mu.Unlock()
 		return false, nil
 	}
@@ -109,7 +103,7 @@ func (g *gate) cancel(ctx context.Context, up canceler, number uint64) (sent boo
 	g.ended = make(chan struct{})
 	g.mu.Unlock()
 
-	ctx, stop := context.WithTimeout(ctx, cancelTimeout)
+	ctx, stop := context.WithTimeout(ctx, CancelTimeout)
 	outcome, err := up.Cancel(ctx)
 	stop()
 
@@ -118,7 +112,7 @@ func (g *gate) cancel(ctx context.Context, up canceler, number uint64) (sent boo
 	g.cancels--
 	switch outcome {
 	case upstream.Unknown:
-		g.poisoned = true
+		g.unsafe = true
 	case upstream.NotDelivered:
 		g.sent = before
 	}

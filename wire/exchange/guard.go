@@ -1,0 +1,403 @@
+package exchange
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"pgproxy/policy"
+)
+
+// The guard takes a statement back that has changed more rows than the rule
+// allows. How many it changes is known only when it has done so, and by then it
+// must not be committed. So outside of a transaction pgproxy wraps it in one of
+// its own, and the client hears of its completion only when COMMIT has
+// succeeded; inside of one it sets a savepoint. What does not write pays
+// nothing.
+//
+// The command tag tells of the rows that the statement names, and not of those
+// that a foreign key's cascade, a trigger or a WITH clause changes. Those are
+// counted by the server's own statistics: see changeCounter.
+//
+// Statements that refuse to run inside of a transaction block refuse to run
+// beside others in a message, too, and change no rows themselves: none of them
+// has to be left unwrapped. What was not seen to change rows and did so all the
+// same is told of afterwards, with a WARNING.
+
+const guardSavepoint = "pgproxy_guard"
+
+// sendGuarded sends a part that changes rows so that it can be taken back.
+func (w *run) sendGuarded(i int, begin string) error {
+	seg := w.list[i]
+	if ok, err := w.openGuard(begin); !ok || err != nil {
+		return err
+	}
+	if ok, err := w.proceed(); !ok || err != nil {
+		return err
+	}
+	hold := w.a.hold
+	w.a.guarded, w.a.hold = true, seg.last
+	if err := w.send(w.text(seg), w.counted.after(w.closes(i))); err != nil {
+		return err
+	}
+	if err := w.relay(w.a); err != nil {
+		return err
+	}
+	w.a.checkEnd()
+	if err := w.takeCount(hold < 0); err != nil {
+		return err
+	}
+	if w.a.over > 0 {
+		return w.takeBack()
+	}
+	if w.a.failed() {
+		return nil
+	}
+	if w.saved && !w.whole {
+		if err := w.release(i == len(w.list)-1); err != nil || w.a.failed() {
+			return err
+		}
+	}
+	if hold < 0 {
+		w.tellHeld()
+	}
+	w.a.hold = hold
+	return nil
+}
+
+// openGuard begins what the guard can roll back, unless it has, and counts the
+// changes so far. It is false when one of that has failed, of which the client
+// was told.
+func (w *run) openGuard(begin string) (bool, error) {
+	first := begin
+	if w.status == 'T' && !w.implicit && !w.saved {
+		first = "SAVEPOINT " + guardSavepoint
+	}
+	var texts []string
+	if first != "" {
+		texts = append(texts, first)
+	}
+	if w.before == nil {
+		texts = append(texts, w.counted.question())
+	}
+	if len(texts) == 0 {
+		return true, nil
+	}
+	r, ok, err := w.step(strings.Join(texts, ";"))
+	if begin != "" && w.status != 'I' {
+		w.implicit = true
+	}
+	if !ok || err != nil {
+		return false, err
+	}
+	w.saved = w.saved || begin == "" && first != ""
+	if w.before == nil {
+		before, err := w.counted.take(r.rows)
+		if err != nil {
+			return false, err
+		}
+		w.before = &before
+	}
+	return true, nil
+}
+
+// release gives the savepoint up. Behind the last part the check of the
+// settings goes along.
+func (w *run) release(last bool) error {
+	texts := []string{"RELEASE SAVEPOINT " + guardSavepoint}
+	check := last && w.wantsCheck()
+	if check {
+		texts = append(texts, w.settings.question())
+	}
+	if err := w.send(texts...); err != nil {
+		return err
+	}
+	r, err := w.reply()
+	if err != nil {
+		return err
+	}
+	w.saved = false
+	w.tookStep(r)
+	if check {
+		return w.takeCheck()
+	}
+	return nil
+}
+
+// closes reports whether the transaction of pgproxy's is committed right behind
+// the part of that number. Triggers that were deferred to the COMMIT may then be
+// fired for the count, with the same effect.
+func (w *run) closes(i int) bool {
+	if !w.implicit {
+		return false
+	}
+	return i == len(w.list)-1 || endOfImplicit(&w.r.Message.Statements[w.list[i+1].first]) == "COMMIT"
+}
+
+// tellHeld tells the client of the completion that was kept.
+func (w *run) tellHeld() {
+	a := w.a
+	a.said = append(a.said, a.held...)
+	a.bytes += int64(len(a.held))
+	a.held = nil
+}
+
+// takeCount takes in the count that was sent along with a part, and says
+// whether too much was changed. more says that parts follow: an error that the
+// COMMIT among them would have met comes behind the completion of this one.
+func (w *run) takeCount(more bool) error {
+	r, err := w.reply()
+	if err != nil {
+		return err
+	}
+	w.session.Send(r.async)
+	w.session.Send(r.notices) // of triggers that were deferred
+	a := w.a
+	if a.sqlstate != "" {
+		return nil // the transaction has failed, and so has the count
+	}
+	if r.failure != nil {
+		if more {
+			w.tellHeld()
+		}
+		w.tell(r)
+		return nil
+	}
+	after, err := w.counted.take(r.rows)
+	if err != nil {
+		return err
+	}
+	before := w.before
+	w.before = &after
+	limit := w.r.Rule.MaxAffectedRows
+	if !after.on {
+		if a.over == 0 && w.hides() {
+			a.held = nil
+			a.affected = 0
+			a.fail(uncountedError(&w.r.Rule))
+		}
+		return nil
+	}
+	changed := after.since(*before)
+	if changed > limit {
+		a.over, a.ended = max(a.over, changed), true
+	}
+	if byTag := changedRows(a.tag); a.held != nil && changed > byTag {
+		a.affected += changed - max(byTag, 0)
+	}
+	return nil
+}
+
+// hides reports whether some statement of the message changes rows that its tag
+// does not count.
+func (w *run) hides() bool {
+	for i := w.r.First; i < len(w.r.Message.Statements); i++ {
+		if w.r.Memory.Hidden(w.r.Message, i) {
+			return true
+		}
+	}
+	return false
+}
+
+// takeBack undoes a part that changed too much. A transaction of the client's
+// goes on without it.
+func (w *run) takeBack() error {
+	a := w.a
+	byItself := a.over
+	if n := changedRows(a.tag); n >= 0 {
+		byItself = n
+	}
+	n := affectedError(&w.r.Rule, a.over, byItself)
+	a.held, a.affected = nil, 0
+	w.before = nil
+	w.session.Capped("max_affected_rows")
+	a.truncated = true
+	if w.saved {
+		goesOn := "The transaction goes on without it."
+		if len(w.list) > 1 && w.whole {
+			goesOn = "The transaction goes on as it was before this message."
+		}
+		n.Detail = strings.TrimSpace(n.Detail + " " + goesOn)
+		if err := w.backToSavepoint(); err != nil {
+			return err
+		}
+		w.saved = false
+		a.settled = true
+	}
+	a.fail(n)
+	return nil
+}
+
+// backToSavepoint rolls back to the guard's savepoint. A cancel that comes too
+// late for the client's statement may hit the first try.
+func (w *run) backToSavepoint() error {
+	const back = "ROLLBACK TO SAVEPOINT " + guardSavepoint + "; RELEASE SAVEPOINT " + guardSavepoint
+	for try := 0; ; try++ {
+		r, err := w.roundTrip(back)
+		if err != nil {
+			return err
+		}
+		w.session.Send(r.async)
+		switch {
+		case r.failure == nil:
+			return nil
+		case try > 0 || r.failure.Code != codeQueryCanceled:
+			return fmt.Errorf("%w: %s", ErrNotTakenBack, r.failure.Message)
+		}
+	}
+}
+
+// endOfImplicit tells how the transaction of pgproxy's is to end before a
+// statement that ends, or does not permit, the one that the server makes of a
+// message's statements: the statement itself then gets the server's own answer.
+// It returns "" for any other statement.
+func endOfImplicit(stmt *policy.Statement) string {
+	switch stmt.Tx {
+	case policy.TxCommit:
+		if stmt.Chains {
+			return "ROLLBACK" // it will be an error
+		}
+		return "COMMIT"
+	case policy.TxRollback, policy.TxSavepoint, policy.TxRollbackTo:
+		return "ROLLBACK"
+	}
+	return ""
+}
+
+// endImplicit ends the transaction of pgproxy's by COMMIT or ROLLBACK.
+func (w *run) endImplicit(end string) error {
+	a := w.a
+	if end == "COMMIT" {
+		if ok, err := w.proceed(); err != nil {
+			return err
+		} else if !ok {
+			end, a.settled = "ROLLBACK", true
+		}
+	}
+	texts := []string{end}
+	check := w.wantsCheck()
+	if check {
+		texts = append(texts, w.settings.question())
+	}
+	if err := w.send(texts...); err != nil {
+		return err
+	}
+	r, err := w.reply()
+	if err != nil {
+		return err
+	}
+	w.implicit, a.guarded = false, false
+	w.session.Send(r.notices) // of triggers that were deferred
+	switch {
+	case r.failure != nil:
+		w.tell(r)
+	case end == "COMMIT" && r.tag != "COMMIT":
+		a.affected = 0
+		a.fail(errorNotice(codeInternal, "pgproxy: the statement was rolled back by the server"))
+	case end == "COMMIT":
+		w.tellHeld()
+	default:
+		a.held = nil
+	}
+	if end == "ROLLBACK" && a.failed() {
+		a.affected = 0
+	}
+	w.say(a)
+	w.session.Send(r.async)
+	if w.status == 'I' {
+		w.cursors.transactionEnded()
+	}
+	if check {
+		return w.takeCheck()
+	}
+	return nil
+}
+
+// changeCounter counts the rows that the session changes in the tables of its
+// database, by the server's own statistics. A statement's transaction holds a
+// RowExclusiveLock on every table that it, a cascade or a trigger of it has
+// changed, so that only those are looked at, however many tables there are.
+//
+// The statistics of a table hold what earlier transactions of the session have
+// changed, too, until the server has put it into the shared ones. So the counts
+// before and after are compared table by table. A table that has no count
+// before was not changed by this session yet, as far as known: oids holds
+// those that were. unsure says that others may have been, by statements whose
+// changes nobody counted; the next count then looks at all tables.
+type changeCounter struct {
+	oids   map[string]bool
+	unsure bool
+}
+
+// maxCounted bounds the tables that are asked for by their number.
+const maxCounted = 256
+
+// changeCount is the rows changed so far, by table.
+type changeCount struct {
+	on     bool // the server's track_counts
+	tables map[string]int64
+}
+
+// since is how many rows were changed after another count.
+func (c changeCount) since(before changeCount) int64 {
+	var n int64
+	for oid, rows := range c.tables {
+		n += rows - before.tables[oid]
+	}
+	return n
+}
+
+const (
+	changedRowsOf = `pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) OPERATOR(pg_catalog.+) pg_catalog.pg_stat_get_xact_tuples_updated(c.oid) OPERATOR(pg_catalog.+) pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid)`
+
+	countLocked = `SELECT c.oid, ` + changedRowsOf + `, pg_catalog.current_setting('track_counts') FROM pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND c.oid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT l.relation FROM pg_catalog.pg_lock_status() l WHERE l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.mode OPERATOR(pg_catalog.=) 'RowExclusiveLock') OPERATOR(pg_catalog.||) '{%s}'::pg_catalog.oid[]) UNION ALL SELECT 0, 0, pg_catalog.current_setting('track_counts')`
+
+	countAll = `SELECT c.oid, ` + changedRowsOf + `, pg_catalog.current_setting('track_counts') FROM pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND ` + changedRowsOf + ` OPERATOR(pg_catalog.>) 0 UNION ALL SELECT 0, 0, pg_catalog.current_setting('track_counts')`
+)
+
+// question is the query before a statement.
+func (c *changeCounter) question() string {
+	if c.unsure || len(c.oids) > maxCounted {
+		return countAll
+	}
+	return c.locked()
+}
+
+func (c *changeCounter) locked() string {
+	oids := make([]string, 0, len(c.oids))
+	for oid := range c.oids {
+		oids = append(oids, oid)
+	}
+	return fmt.Sprintf(countLocked, strings.Join(oids, ","))
+}
+
+// after is the query behind a statement. closes says that the transaction ends
+// right behind it.
+func (c *changeCounter) after(closes bool) string {
+	if closes {
+		return "SET CONSTRAINTS ALL IMMEDIATE;" + c.locked()
+	}
+	return c.locked()
+}
+
+// take reads the rows of one of the queries.
+func (c *changeCounter) take(rows [][]string) (changeCount, error) {
+	count := changeCount{tables: make(map[string]int64)}
+	known := make(map[string]bool)
+	for _, row := range rows {
+		if len(row) != 3 {
+			return count, garbled('D')
+		}
+		n, err := strconv.ParseInt(row[1], 10, 64)
+		if err != nil {
+			return count, garbled('D')
+		}
+		count.on = row[2] == "on"
+		if row[0] != "0" && n > 0 {
+			count.tables[row[0]] = n
+			known[row[0]] = true
+		}
+	}
+	c.oids, c.unsure = known, false
+	return count, nil
+}

@@ -1,0 +1,530 @@
+package exchange
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+	"unicode/utf8"
+
+	"pgproxy/policy"
+	"pgproxy/wire/frame"
+)
+
+// Request is one Query message of the client's that may be sent: it was judged
+// and recorded.
+type Request struct {
+	SQL     string
+	Message *policy.Message
+	// First is the first statement for the server. Those before it were
+	// pgproxy's own.
+	First int
+	Rule  policy.Rule
+	// Memory is what the session has prepared so far.
+	Memory *policy.Memory
+	// OwnTimeout says that an admin has set the server's statement_timeout,
+	// which is then the only one.
+	OwnTimeout bool
+}
+
+// segment is a part of a message that is sent by itself.
+type segment struct {
+	first, last int // its statements
+	start, end  int // its text, in bytes
+}
+
+// run is one message on its way.
+type run struct {
+	*Backend
+	r    *Request
+	a    *Answer
+	list []segment
+
+	guard    bool // a change over the cap is taken back
+	watch    bool // the settings that belong to pgproxy are checked
+	wrap     bool // what is outside of a transaction gets one of pgproxy's
+	implicit bool // such a transaction is open
+	whole    bool // the message is kept or taken back as a whole
+	saved    bool // the guard's savepoint is open
+	checked  bool // the settings were checked after the last part
+	// before is the count of changes, where nothing has been sent since.
+	before *changeCount
+}
+
+// Run sends the message and relays its answer, up to ReadyForQuery and without
+// it. The error ends the session; the Answer tells what came of the message in
+// any case.
+func (b *Backend) Run(r *Request) (*Answer, error) {
+	a := newAnswer(r, &b.cursors)
+	a.ownTimeout = r.OwnTimeout
+	if _, err := b.gate.enter(); err != nil {
+		return a, err
+	}
+	b.session.Begin(false)
+	defer b.session.End()
+	w := &run{Backend: b, r: r, a: a}
+	w.plan()
+	err := w.learn()
+	if err == nil {
+		err = w.segments()
+	}
+	if err == nil {
+		err = w.closed()
+	}
+	if err == nil {
+		err = w.conclude()
+	}
+	b.say(a)
+	if err == nil {
+		b.gate.leave()
+	}
+	return a, err
+}
+
+// plan decides how the message is sent.
+//
+// A message that begins or ends transactions by itself is cut where it does so:
+// a change over the cap would otherwise be committed by the message's own
+// COMMIT, and what a statement has done to a protected setting could be used
+// behind it and be put back before the server reports anything. One that changes
+// rows is cut into its statements, since each of them has the cap for itself.
+func (w *run) plan() {
+	stmts := w.r.Message.Statements
+	boundary, reads, changes := false, 0, false
+	for i := w.r.First; i < len(stmts); i++ {
+		boundary = boundary || stmts[i].Tx != policy.TxNone
+		changes = changes || w.r.Memory.Changes(w.r.Message, i)
+		if w.r.Memory.Reads(w.r.Message, i) {
+			reads++
+		}
+	}
+	n := len(stmts) - w.r.First
+	w.watch = w.r.Rule.Access < policy.Admin
+	w.guard = changes && w.r.Rule.MaxAffectedRows > 0
+	w.wrap = w.guard
+	w.whole = !boundary
+	switch {
+	case n > 1 && (w.guard || boundary && w.watch):
+		w.wrap = true
+		w.cut()
+		return
+	case n > 1 && !boundary && reads > 0 && reads < n:
+		// A result over its cap is an error, which undoes the whole message.
+		w.wrap = w.r.Rule.MaxRows > 0 || w.r.Rule.MaxBytes > 0
+	case n == 0:
+		w.whole = false
+	}
+	start := 0
+	if w.r.First > 0 {
+		start = stmts[w.r.First].Start
+	}
+	w.list = []segment{{first: w.r.First, last: len(stmts) - 1, start: start, end: len(w.r.SQL)}}
+}
+
+// cut makes each statement a part of its own where one of them changes rows,
+// and otherwise each BEGIN, COMMIT and the like, and all that stands between
+// two of those.
+func (w *run) cut() {
+	stmts := w.r.Message.Statements
+	for i := w.r.First; i < len(stmts); i++ {
+		joins := i > w.r.First && !w.guard && stmts[i].Tx == policy.TxNone && stmts[i-1].Tx == policy.TxNone
+		if joins {
+			last := &w.list[len(w.list)-1]
+			last.last, last.end = i, stmts[i].End
+			continue
+		}
+		w.list = append(w.list, segment{first: i, last: i, start: stmts[i].Start, end: stmts[i].End})
+	}
+}
+
+// segments sends the parts one after the other.
+func (w *run) segments() error {
+	counted := 0 // bytes of the text whose characters are in shift
+	for i, seg := range w.list {
+		if ok, err := w.proceed(); !ok || err != nil {
+			return err
+		}
+		w.a.shift += utf8.RuneCountInString(w.r.SQL[counted:seg.start])
+		counted = seg.start
+		if err := w.segment(i); err != nil {
+			return err
+		}
+		if w.a.failed() {
+			return nil
+		}
+		if err := w.between(i); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// closed ends what pgproxy has opened around the message: its transaction, or
+// its savepoint.
+func (w *run) closed() error {
+	switch {
+	case w.implicit && (w.a.failed() || w.status == 'E'):
+		w.a.settled = true
+		return w.endImplicit("ROLLBACK")
+	case w.implicit:
+		w.a.settled = true
+		return w.endImplicit("COMMIT")
+	case w.saved && !w.a.failed():
+		return w.release(true)
+	}
+	return nil
+}
+
+// proceed is the one place that asks whether more of the message may be sent:
+// before each part, and before a COMMIT of pgproxy's own. It is false when the
+// message has ended, of which the client was told; the error ends the session.
+func (w *run) proceed() (bool, error) {
+	if err := w.session.Ended(); err != nil {
+		return false, err
+	}
+	switch {
+	case w.a.failed():
+		return false, nil
+	case w.session.Cancelled():
+		w.a.fail(cancelError())
+		w.a.cancelled = true
+	case w.session.Expired():
+		w.a.fail(timeoutError(&w.r.Rule))
+	default:
+		return true, nil
+	}
+	return false, nil
+}
+
+// segment sends the part of that number.
+func (w *run) segment(i int) error {
+	seg := w.list[i]
+	stmt := &policy.Statement{} // of an empty message
+	if seg.first <= seg.last {
+		stmt = &w.r.Message.Statements[seg.first]
+	}
+	if end := endOfImplicit(stmt); w.implicit && end != "" {
+		if err := w.endImplicit(end); err != nil || w.a.failed() {
+			return err
+		}
+	}
+	begin := ""
+	if w.wrap && w.status == 'I' && stmt.Tx == policy.TxNone {
+		begin = "BEGIN"
+	}
+	if begin != "" || w.implicit {
+		w.a.guarded = true
+		if i == len(w.list)-1 {
+			w.a.hold = seg.last
+		}
+	}
+	w.a.quiet = w.implicit && stmt.Tx == policy.TxBegin
+	w.a.end = seg.last + 1
+	w.a.limited = -1
+	w.a.begin()
+	w.checked = false
+	if err := w.sendSegment(i, begin); err != nil {
+		return err
+	}
+	w.a.quiet = false
+	if stmt.Tx == policy.TxBegin || w.status == 'I' {
+		w.implicit = false
+	}
+	w.a.guarded = w.a.guarded && w.implicit
+	if w.status == 'I' {
+		w.cursors.transactionEnded()
+	}
+	if len(w.a.said) > 0 {
+		w.say(w.a)
+	}
+	if i < len(w.list)-1 {
+		w.session.Flush() // answers go out as they come
+	}
+	return nil
+}
+
+// sendSegment sends the part's text, with what belongs before and behind it.
+func (w *run) sendSegment(i int, begin string) error {
+	seg := w.list[i]
+	if w.guard && w.changes(seg) && w.status != 'E' {
+		return w.sendGuarded(i, begin)
+	}
+	if begin != "" {
+		if _, ok, err := w.step(begin); !ok || err != nil {
+			return err
+		}
+		w.implicit = true
+		if ok, err := w.proceed(); !ok || err != nil {
+			return err
+		}
+	}
+	w.before = nil
+	texts := []string{w.text(seg)}
+	check := i == len(w.list)-1 && !w.implicit && w.status != 'E' && w.wantsCheck()
+	if check {
+		texts = append(texts, w.settings.question())
+	}
+	if err := w.send(texts...); err != nil {
+		return err
+	}
+	if err := w.relay(w.a); err != nil {
+		return err
+	}
+	w.a.checkEnd()
+	if check {
+		return w.takeCheck()
+	}
+	return nil
+}
+
+// changes reports whether the part may change rows.
+func (w *run) changes(seg segment) bool {
+	for i := seg.first; i <= seg.last; i++ {
+		if w.r.Memory.Changes(w.r.Message, i) {
+			return true
+		}
+	}
+	return false
+}
+
+// text is what is sent for a part: the client's own bytes. A FETCH of more rows
+// than may be sent is limited to those, so that the cursor does not move over
+// rows that the client never gets.
+func (w *run) text(seg segment) string {
+	if seg.first != seg.last {
+		return w.r.SQL[seg.start:seg.end]
+	}
+	use := &w.r.Message.Statements[seg.first].Cursor
+	if use.Verb != policy.CursorFetch || use.Single || w.a.rowLimit < 0 || use.Count <= w.a.rowLimit {
+		return w.r.SQL[seg.start:seg.end]
+	}
+	// One row more tells whether there is more. A cursor that cannot go back
+	// over it is not asked, other than when nothing may be sent anyway.
+	limit := w.a.rowLimit + 1
+	if w.cursors.noScroll(use.Name) && limit > 1 {
+		limit--
+	}
+	if use.Count <= limit {
+		return w.r.SQL[seg.start:seg.end]
+	}
+	w.a.limited = limit
+	return "FETCH " + direction(use.Forward) + " " + strconv.FormatInt(limit, 10) + " FROM " + quoteIdent(use.Name)
+}
+
+func direction(forward bool) string {
+	if forward {
+		return "FORWARD"
+	}
+	return "BACKWARD"
+}
+
+// between checks the protected settings before the next part, where one of the
+// two begins or ends a transaction.
+func (w *run) between(i int) error {
+	if i+1 == len(w.list) || !w.watch || w.checked {
+		return nil
+	}
+	stmts := w.r.Message.Statements
+	if stmts[w.list[i].first].Tx == policy.TxNone && stmts[w.list[i+1].first].Tx == policy.TxNone {
+		return nil
+	}
+	return w.verify()
+}
+
+// wantsCheck reports whether the protected settings are to be checked after the
+// message: it has changed a setting, has ended a transaction in its middle, or
+// runs what could do either out of the verdict's sight.
+//
+// What a view does counts among that, and nearly every SELECT reads what may be
+// a view. So one whose text was checked a moment ago is not checked again; it
+// stays open, and is checked with the next message after that moment, or at
+// the end of the session.
+func (w *run) wantsCheck() bool {
+	if !w.watch {
+		return false
+	}
+	stmts := w.r.Message.Statements
+	looks := false
+	for i := w.r.First; i < len(stmts); i++ {
+		st := &stmts[i]
+		if len(st.Settings) > 0 || st.Opaque || st.Tx != policy.TxNone && len(stmts) > 1 || st.Tx == policy.TxRollbackTo {
+			return true
+		}
+		looks = looks || st.Looks
+	}
+	switch {
+	case !looks && !w.settings.open:
+		return false
+	case time.Since(w.settings.checkedAt) >= recheckAfter:
+		return true
+	case looks && !slices.Contains(w.settings.recent[:], w.r.Message):
+		return true
+	}
+	w.settings.open = true
+	return false
+}
+
+// recheckAfter is how long the check after a text that only reads is good for
+// the same text again.
+const recheckAfter = 100 * time.Millisecond
+
+// takeCheck takes in the answer to the check that was sent along.
+func (w *run) takeCheck() error {
+	r, err := w.reply()
+	if err != nil {
+		return err
+	}
+	w.session.Send(r.async)
+	if r.failure != nil {
+		return w.checkFailed(r)
+	}
+	w.checked = true
+	w.settings.take(r.rows, w.r.Message)
+	return nil
+}
+
+// checkFailed: in a failed transaction nothing can be asked, nor done; a cancel
+// that has come too late for the client's message has hit the check.
+func (w *run) checkFailed(r *reply) error {
+	switch {
+	case w.a.failed():
+		return nil
+	case r.failure.Code == codeQueryCanceled && w.gate.sentTo(w.gate.running()):
+		if w.status == 'E' {
+			w.a.fail(cancelError())
+			w.a.cancelled = true
+		}
+		return nil
+	}
+	return fmt.Errorf("%w: the settings cannot be read: %s", ErrNotRestored, r.failure.Message)
+}
+
+// conclude makes what the client is told true, and checks what has not been.
+func (w *run) conclude() error {
+	if err := w.cursorsBack(); err != nil {
+		return err
+	}
+	if !w.guard && w.r.Rule.Access > policy.Read && w.writesUnseen() {
+		w.counted.unsure = true
+	}
+	if !w.checked && w.status != 'E' && w.wantsCheck() {
+		if err := w.ask(); err != nil {
+			return err
+		}
+	}
+	if w.a.ended && !w.a.settled && w.status == 'T' {
+		// After an error of pgproxy's own the transaction must not go on as if
+		// nothing had happened.
+		r, err := w.roundTrip(failTx)
+		if err != nil {
+			return err
+		}
+		w.session.Send(r.async)
+		if err := w.txFailed(); err != nil {
+			return err
+		}
+	}
+	for _, name := range w.settings.tampered(&w.r.Rule) {
+		w.session.Tampered(name)
+	}
+	if w.status == 'I' {
+		w.cursors.transactionEnded()
+	}
+	if w.a.mismatch != "" {
+		return fmt.Errorf("%w: %s", ErrMismatch, w.a.mismatch)
+	}
+	return nil
+}
+
+// writesUnseen reports whether the message may have changed rows that were not
+// counted.
+func (w *run) writesUnseen() bool {
+	for i := w.r.First; i < len(w.r.Message.Statements); i++ {
+		if w.r.Message.Statements[i].Opaque || w.r.Memory.Changes(w.r.Message, i) {
+			return true
+		}
+	}
+	return false
+}
+
+// cursorsBack moves cursors back over the rows that were not sent.
+func (w *run) cursorsBack() error {
+	for _, back := range w.a.rewinds {
+		if w.status == 'E' {
+			break
+		}
+		r, err := w.roundTrip("MOVE " + direction(back.forward) + " " + strconv.FormatInt(back.rows, 10) + " FROM " + quoteIdent(back.cursor))
+		if err != nil {
+			return err
+		}
+		w.session.Send(r.async)
+		if r.failure != nil {
+			w.a.say(warning("pgproxy: cursor %s cannot go back, and has moved over %s that %s not sent", quoteIdent(back.cursor), count(back.rows, "row"), wasWere(back.rows)))
+		}
+	}
+	w.a.rewinds = nil
+	return nil
+}
+
+func wasWere(n int64) string {
+	if n == 1 {
+		return "was"
+	}
+	return "were"
+}
+
+// step runs a statement of pgproxy's own. ok is false when it has failed, of
+// which the client was told.
+func (w *run) step(sql string) (r *reply, ok bool, err error) {
+	if r, err = w.roundTrip(sql); err != nil {
+		return nil, false, err
+	}
+	return r, w.tookStep(r), nil
+}
+
+func (w *run) tookStep(r *reply) bool {
+	w.session.Send(r.async)
+	if r.failure != nil {
+		w.tell(r)
+	}
+	return r.failure == nil
+}
+
+// tell passes on that a statement of pgproxy's own has failed.
+func (w *run) tell(r *reply) {
+	a := w.a
+	if a.failed() {
+		return
+	}
+	a.cancelSent = w.gate.sentTo(w.gate.running())
+	if n := a.replacement(*r.failure, len(r.frame)-frame.HeaderLen); n != nil {
+		a.fail(n)
+	} else {
+		a.sqlstate, a.failure, a.ended = r.failure.Code, r.failure.Message, true
+		a.cancelled = a.cancelSent && r.failure.Code == codeQueryCanceled
+		a.said = append(a.said, withoutPosition(r.frame)...)
+	}
+	a.affected = 0
+}
+
+// withoutPosition is an ErrorResponse without the place in a text that the
+// client has never seen.
+func withoutPosition(message []byte) []byte {
+	body := message[frame.HeaderLen:]
+	for rest := body; len(rest) > 1 && rest[0] != 0; {
+		start := len(body) - len(rest)
+		_, after, ok := frame.CString(rest[1:])
+		if !ok {
+			break
+		}
+		if rest[0] == 'P' {
+			return frame.Append(nil, message[0], append(slices.Clone(body[:start]), after...)...)
+		}
+		rest = after
+	}
+	return message
+}
+
+func quoteIdent(s string) string   { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
+func quoteLiteral(s string) string { return `'` + strings.ReplaceAll(s, `'`, `''`) + `'` }

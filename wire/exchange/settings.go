@@ -1,0 +1,446 @@
+package exchange
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"pgproxy/policy"
+	"pgproxy/wire/frame"
+)
+
+// parserSettings are watched for everybody: with another value of these the
+// server reads a statement's text differently from pgproxy.
+var parserSettings = []string{"client_encoding", "standard_conforming_strings"}
+
+// protectedSettings belong to pgproxy at every access but admin, and the server
+// tells their values when it is asked.
+var protectedSettings = []string{
+	"application_name", "pgproxy.user", "pgproxy.node", "pgproxy.session",
+	"session_authorization", "role", "session_replication_role",
+	"default_transaction_read_only", "transaction_read_only",
+	"statement_timeout", "idle_in_transaction_session_timeout",
+	"track_counts", "track_activities", "client_connection_check_interval",
+	"log_statement", "log_duration", "log_min_messages", "log_min_error_statement", "log_min_duration_statement",
+	"zero_damaged_pages", "ignore_checksum_failure", "allow_system_table_mods",
+}
+
+// reportedSettings are those that the server reports by itself, at the end of a
+// message that has changed one (ParameterStatus).
+var reportedSettings = []string{"application_name", "default_transaction_read_only", "session_authorization", "is_superuser"}
+
+// settingsQuestion asks for protectedSettings and parserSettings.
+var settingsQuestion = func() string {
+	var columns []string
+	for _, name := range asked() {
+		columns = append(columns, "pg_catalog.current_setting("+quoteLiteral(name)+", true)")
+	}
+	return "SELECT " + strings.Join(columns, ", ")
+}()
+
+func asked() []string { return slices.Concat(protectedSettings, parserSettings) }
+
+// settings is what is known of the server's settings that belong to pgproxy,
+// against what they should be.
+type settings struct {
+	want    map[string]string // by name
+	differs map[string]string // those that differ, as last told
+	// known says that want has the values of those that the server does not
+	// report, from before anything could change them.
+	known bool
+	// before are the values that pgproxy's own SET inside of the open
+	// transaction has replaced. A rollback brings them back.
+	before map[string]string
+
+	// What the server was last told to keep.
+	readOnly bool
+	// writable says that at read access transactions may write: see OpenWrites.
+	writable        bool
+	admin           bool // an admin may have changed what nobody else may
+	timeout, idleTx time.Duration
+
+	// open says that a message was not checked; see run.wantsCheck.
+	open      bool
+	checkedAt time.Time
+	recent    [8]*policy.Message // the last ones that were checked
+	next      int
+}
+
+// begin takes the values that the session starts with: the startup message's,
+// and what the server has reported.
+func (s *settings) begin(rule policy.Rule, startup, reported map[string]string) {
+	s.want = make(map[string]string)
+	for _, name := range []string{"pgproxy.user", "pgproxy.node", "pgproxy.session"} {
+		if v, ok := startup[name]; ok {
+			s.want[name] = v
+		}
+	}
+	for _, name := range slices.Concat(parserSettings, reportedSettings) {
+		if v, ok := reported[name]; ok {
+			s.want[name] = v
+		}
+	}
+	s.readOnly, s.admin = rule.Access == policy.Read, rule.Access == policy.Admin
+	s.timeout, s.idleTx = rule.StatementTimeout, rule.IdleInTransactionTimeout
+}
+
+func (s *settings) question() string { return settingsQuestion }
+
+// note takes the body of a ParameterStatus.
+func (s *settings) note(body []byte) {
+	name, rest, ok := frame.CString(body)
+	if !ok || !slices.Contains(reportedSettings, name) && !slices.Contains(parserSettings, name) {
+		return
+	}
+	value, _, _ := frame.CString(rest)
+	s.see(name, value)
+}
+
+// see takes the value of a setting.
+func (s *settings) see(name, value string) {
+	want, watched := s.want[name]
+	if !watched {
+		return
+	}
+	if before, ours := s.before[name]; ours && value == before && value != want {
+		// A rollback has undone pgproxy's own SET, which follow repeats.
+		delete(s.before, name)
+		s.want[name], want = before, before
+		s.readOnly = before == "on"
+	}
+	if value == want {
+		delete(s.differs, name)
+		return
+	}
+	s.differ(name, value)
+}
+
+func (s *settings) differ(name, value string) {
+	if s.differs == nil {
+		s.differs = make(map[string]string)
+	}
+	s.differs[name] = value
+}
+
+// take takes the answer to the question, asked behind a message (nil for none).
+func (s *settings) take(rows [][]string, msg *policy.Message) {
+	names := asked()
+	if len(rows) != 1 || len(rows[0]) != len(names) {
+		return
+	}
+	for i, name := range names {
+		value := rows[0][i]
+		switch {
+		case name == "transaction_read_only":
+			s.seeReadOnly(value)
+		case timeoutSetting(name): // whether it may be so depends on the rule
+			s.differ(name, value)
+		default:
+			if _, wanted := s.want[name]; !wanted && !s.known {
+				s.want[name] = value
+			}
+			s.see(name, value)
+		}
+	}
+	s.known, s.open, s.checkedAt = true, false, time.Now()
+	if msg != nil {
+		s.recent[s.next] = msg
+		s.next = (s.next + 1) % len(s.recent)
+	}
+}
+
+// seeReadOnly takes the open transaction's mode. Where transactions are
+// read-only, the one that is open is.
+func (s *settings) seeReadOnly(value string) {
+	delete(s.want, "transaction_read_only")
+	delete(s.differs, "transaction_read_only")
+	if s.readOnly {
+		s.want["transaction_read_only"] = "on"
+		s.see("transaction_read_only", value)
+	}
+}
+
+// tampered are the settings that differ and that nobody under rule may change.
+// A timeout may be made stricter.
+func (s *settings) tampered(rule *policy.Rule) []string {
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(s.differs)) {
+		if rule.Access == policy.Admin && !slices.Contains(parserSettings, name) {
+			continue
+		}
+		if timeoutSetting(name) && rule.TimeoutWithin(name, s.differs[name]) {
+			continue
+		}
+		names = append(names, name)
+	}
+	return names
+}
+
+func timeoutSetting(name string) bool {
+	return name == "statement_timeout" || name == "idle_in_transaction_session_timeout"
+}
+
+// putBack is the statement that gives a setting its value back.
+func (s *settings) putBack(name string, rule *policy.Rule) string {
+	switch name {
+	case "session_authorization":
+		return "RESET SESSION AUTHORIZATION"
+	case "is_superuser":
+		return "RESET ROLE"
+	case "transaction_read_only":
+		return "SET TRANSACTION READ ONLY"
+	case "statement_timeout":
+		return "SET statement_timeout TO " + Millis(rule.StatementTimeout)
+	case "idle_in_transaction_session_timeout":
+		return "SET idle_in_transaction_session_timeout TO " + Millis(rule.IdleInTransactionTimeout)
+	}
+	if class, own, ok := strings.Cut(name, "."); ok {
+		return "SET " + class + "." + quoteIdent(own) + " TO " + quoteLiteral(s.want[name])
+	}
+	return "SET " + name + " TO " + quoteLiteral(s.want[name])
+}
+
+// Millis is a timeout as the server takes it: whole milliseconds, at least one,
+// since 0 means none there.
+func Millis(d time.Duration) string {
+	ms := d.Milliseconds()
+	if d > 0 {
+		ms = max(ms, 1)
+	}
+	return strconv.FormatInt(ms, 10)
+}
+
+// Restore makes the server's settings what they should be before a message is
+// sent: those that were changed behind pgproxy's back are put back, and those
+// that follow from the rule follow it when it has changed. Inside of a failed
+// transaction nothing can be set, and nothing can be done either.
+func (b *Backend) Restore(rule *policy.Rule, ownTimeout *bool) error {
+	if b.status == 'E' {
+		return nil
+	}
+	s := &b.settings
+	if s.admin && rule.Access != policy.Admin {
+		if err := b.endAdmin(ownTimeout); err != nil {
+			return err
+		}
+	}
+	if names := s.tampered(rule); len(names) > 0 {
+		if err := b.putBack(names, rule, b.set); err != nil {
+			return err
+		}
+	}
+	return b.follow(rule, *ownTimeout, b.set)
+}
+
+// endAdmin looks for what an admin has made of the session: it does not outlive
+// being one. What is found is put back like any other change.
+func (b *Backend) endAdmin(ownTimeout *bool) error {
+	for _, sql := range []string{"RESET SESSION AUTHORIZATION", "RESET ROLE"} {
+		if err := b.set(sql); err != nil {
+			return err
+		}
+	}
+	r, err := b.execute(b.settings.question())
+	if err != nil {
+		return err
+	}
+	if r.failure != nil {
+		return fmt.Errorf("%w: %s", ErrNotRestored, r.failure.Message)
+	}
+	b.settings.take(r.rows, nil)
+	if b.status == 'I' { // what is set inside of a transaction may be rolled back with it
+		*ownTimeout = false
+		b.settings.admin = false
+	}
+	return nil
+}
+
+// putBack puts settings back, by running each statement with set.
+func (b *Backend) putBack(names []string, rule *policy.Rule, set func(string) error) error {
+	s := &b.settings
+	for _, name := range names {
+		if err := set(s.putBack(name, rule)); err != nil {
+			return err
+		}
+		if !slices.Contains(reportedSettings, name) && !slices.Contains(parserSettings, name) {
+			delete(s.differs, name) // the server would have refused it
+		}
+		if _, still := s.differs[name]; still {
+			return fmt.Errorf("%w: %s", ErrNotRestored, name)
+		}
+	}
+	return nil
+}
+
+// follow tells the server what follows from the rule.
+func (b *Backend) follow(rule *policy.Rule, ownTimeout bool, set func(string) error) error {
+	s := &b.settings
+	if b.status == 'I' {
+		s.before = nil
+	}
+	if readOnly := rule.Access == policy.Read && !(s.writable && rule.Allow != nil); readOnly != s.readOnly {
+		if err := b.setReadOnly(readOnly, set); err != nil {
+			return err
+		}
+	}
+	s.admin = s.admin || rule.Access == policy.Admin
+	if b.status != 'I' {
+		return nil // what is set inside of a transaction may be rolled back with it
+	}
+	if rule.StatementTimeout != s.timeout && !ownTimeout {
+		if err := set("SET statement_timeout TO " + Millis(rule.StatementTimeout)); err != nil {
+			return err
+		}
+		s.timeout = rule.StatementTimeout
+		delete(s.differs, "statement_timeout")
+	}
+	if rule.IdleInTransactionTimeout != s.idleTx {
+		if err := set("SET idle_in_transaction_session_timeout TO " + Millis(rule.IdleInTransactionTimeout)); err != nil {
+			return err
+		}
+		s.idleTx = rule.IdleInTransactionTimeout
+		delete(s.differs, "idle_in_transaction_session_timeout")
+	}
+	return nil
+}
+
+// setReadOnly makes transactions read-only, or lets them write. The one that is
+// open is made read-only, too.
+func (b *Backend) setReadOnly(readOnly bool, set func(string) error) error {
+	s := &b.settings
+	value := "off"
+	if readOnly {
+		value = "on"
+	}
+	const name = "default_transaction_read_only"
+	if old, watched := s.want[name]; watched {
+		if b.status == 'T' {
+			if s.before == nil {
+				s.before = make(map[string]string)
+			}
+			s.before[name] = old
+		}
+		s.want[name] = value
+	}
+	sql := "SET default_transaction_read_only TO " + value
+	if readOnly && b.status == 'T' {
+		sql += "; SET TRANSACTION READ ONLY"
+	}
+	if err := set(sql); err != nil {
+		return err
+	}
+	s.readOnly = readOnly
+	return nil
+}
+
+// OpenWrites lets the server take writes at read access, where the rule allows
+// some, from statements that it allows, and in transactions that the client
+// begins, which may come to those.
+func (b *Backend) OpenWrites(rule *policy.Rule, open bool) error {
+	s := &b.settings
+	open = open && rule.Access == policy.Read && rule.Allow != nil
+	if open == s.writable || b.status != 'I' {
+		return nil
+	}
+	s.writable = open
+	return b.follow(rule, true, b.set)
+}
+
+// set runs a SET of pgproxy's own, as an internal query.
+func (b *Backend) set(sql string) error {
+	r, err := b.execute(sql)
+	if err != nil {
+		return err
+	}
+	return b.wasSet(sql, r)
+}
+
+func (b *Backend) wasSet(sql string, r *reply) error {
+	if r.failure == nil {
+		return nil
+	}
+	if err := b.session.Ended(); err != nil {
+		return err // and what has failed was cancelled for it
+	}
+	return fmt.Errorf("%w: %s: %s", ErrNotRestored, sql, r.failure.Message)
+}
+
+// setNow is set in the middle of a message: the session is in the gate.
+func (b *Backend) setNow(sql string) error {
+	r, err := b.roundTrip(sql)
+	if err != nil {
+		return err
+	}
+	b.session.Send(r.async)
+	return b.wasSet(sql, r)
+}
+
+// ask asks the server for its settings in the middle of a message.
+func (w *run) ask() error {
+	r, err := w.roundTrip(w.settings.question())
+	if err != nil {
+		return err
+	}
+	w.session.Send(r.async)
+	if r.failure != nil {
+		return w.checkFailed(r)
+	}
+	w.checked = true
+	w.settings.take(r.rows, w.r.Message)
+	return nil
+}
+
+// learn asks for the settings before the first message that could change one.
+func (w *run) learn() error {
+	if w.settings.known || w.status == 'E' || !w.couldChange() {
+		return nil
+	}
+	return w.ask()
+}
+
+// couldChange reports whether the message may change a setting.
+func (w *run) couldChange() bool {
+	for i := w.r.First; i < len(w.r.Message.Statements); i++ {
+		st := &w.r.Message.Statements[i]
+		if len(st.Settings) > 0 || st.Opaque || st.Looks {
+			return true
+		}
+	}
+	return false
+}
+
+// verify checks the settings between two parts of a message. What was changed
+// is recorded and put back before the next part is sent.
+func (w *run) verify() error {
+	if w.status == 'E' {
+		return nil
+	}
+	if err := w.ask(); err != nil || w.a.failed() {
+		return err
+	}
+	names := w.settings.tampered(&w.r.Rule)
+	for _, name := range names {
+		w.session.Tampered(name)
+	}
+	if err := w.putBack(names, &w.r.Rule, w.setNow); err != nil {
+		return err
+	}
+	return w.follow(&w.r.Rule, w.r.OwnTimeout, w.setNow)
+}
+
+// CheckOpen checks the settings after messages that were not checked, at the
+// end of a session, and returns those that were changed.
+func (b *Backend) CheckOpen(rule *policy.Rule) ([]string, error) {
+	if !b.settings.open || b.status == 'E' || rule.Access == policy.Admin {
+		return nil, nil
+	}
+	r, err := b.execute(b.settings.question())
+	if err != nil || r.failure != nil {
+		return nil, err
+	}
+	b.settings.take(r.rows, nil)
+	return b.settings.tampered(rule), nil
+}

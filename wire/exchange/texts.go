@@ -1,0 +1,141 @@
+package exchange
+
+import (
+	"fmt"
+	"strconv"
+	"strings"
+
+	"pgproxy/policy"
+	"pgproxy/wire/frame"
+)
+
+// SQLSTATEs that an exchange gives, by PostgreSQL's names (errcodes.txt).
+const (
+	codeWarning             = "01000"
+	codeFeatureNotSupported = "0A000"
+	codeLimitExceeded       = "54000"
+	codeQueryCanceled       = "57014"
+	codeInternal            = "XX000"
+)
+
+func errorNotice(code, message string) *frame.Notice {
+	return &frame.Notice{Severity: "ERROR", Code: code, Message: message}
+}
+
+func warning(format string, args ...any) *frame.Notice {
+	return &frame.Notice{Severity: "WARNING", Code: codeWarning, Message: fmt.Sprintf(format, args...)}
+}
+
+// copyError is the answer to COPY in every form that needs the client.
+func copyError() *frame.Notice {
+	n := errorNotice(codeFeatureNotSupported, "pgproxy: COPY FROM STDIN and COPY TO STDOUT are not supported")
+	n.Hint = "To read, use SELECT (psql: \\g FILE, \\pset format csv). To write a few rows, use INSERT."
+	return n
+}
+
+// truncationError tells that a cap has cut a result short.
+func truncationError(a *Answer) *frame.Notice {
+	if a.capped == "statement_timeout" {
+		return timeoutError(a.rule)
+	}
+	n := errorNotice(codeLimitExceeded, "pgproxy: result truncated: "+capWords(a))
+	n.Detail = fmt.Sprintf("Sent were %s and %s.", count(a.stmtRows, "row"), count(a.stmtBytes, "byte"))
+	if a.fetch() != nil {
+		n.Detail += " A cursor's rows count together, whatever the number of FETCHes."
+	}
+	needed := a.rule.MaxRows * 10
+	if a.capped == "max_bytes" {
+		needed = a.rule.MaxBytes * 10
+	}
+	n.Hint = "Ask for less (WHERE, LIMIT, fewer columns)" + raiseHint(a.rule, a.capped, strconv.FormatInt(needed, 10)) + "."
+	return n
+}
+
+// truncationWarning tells the same of a statement that has done its work, and
+// must not be taken for one that failed.
+func truncationWarning(a *Answer) *frame.Notice {
+	n := truncationError(a)
+	n.Severity, n.Code = "WARNING", codeWarning
+	n.Message = fmt.Sprintf("pgproxy: only the first %s of the result were sent: %s; the statement itself was completed", count(a.stmtRows, "row"), capWords(a))
+	switch a.stmtRows {
+	case 0:
+		n.Message = fmt.Sprintf("pgproxy: no row of the result was sent: %s; the statement itself was completed", capWords(a))
+	case 1:
+		n.Message = fmt.Sprintf("pgproxy: only the first row of the result was sent: %s; the statement itself was completed", capWords(a))
+	}
+	return n
+}
+
+func capWords(a *Answer) string {
+	switch a.capped {
+	case "statement_timeout":
+		return fmt.Sprintf("statement_timeout is %v", a.rule.StatementTimeout)
+	case "max_bytes":
+		return fmt.Sprintf("max_bytes is %d", a.rule.MaxBytes)
+	}
+	return fmt.Sprintf("max_rows is %d", a.rule.MaxRows)
+}
+
+// raiseHint says how to raise a limit to the size that is needed, or whom to
+// ask.
+func raiseHint(rule *policy.Rule, limit, needed string) string {
+	if rule.MayLift {
+		return ", or SET pgproxy." + limit + " = " + needed
+	}
+	return ", or ask for may_lift in pgproxy's policy"
+}
+
+func mutedWarning(rule *policy.Rule, what string) *frame.Notice {
+	return warning("pgproxy: %s were left out: max_bytes is %d", what, rule.MaxBytes)
+}
+
+// timeoutError tells which limit has ended a statement, whoever kept it.
+func timeoutError(rule *policy.Rule) *frame.Notice {
+	n := errorNotice(codeQueryCanceled, fmt.Sprintf("canceling statement due to statement timeout (pgproxy's statement_timeout is %v)", rule.StatementTimeout))
+	n.Hint = "Make the statement cheaper" + raiseHint(rule, "statement_timeout", fmt.Sprintf("'%v'", 4*rule.StatementTimeout)) + "."
+	return n
+}
+
+func cancelError() *frame.Notice {
+	return errorNotice(codeQueryCanceled, "canceling statement due to user request")
+}
+
+// affectedError tells of a change that was over the cap and was taken back.
+func affectedError(rule *policy.Rule, changed, byItself int64) *frame.Notice {
+	n := errorNotice(codeLimitExceeded, fmt.Sprintf("pgproxy: the statement changed %s, max_affected_rows is %d; it was rolled back", count(changed, "row"), rule.MaxAffectedRows))
+	n.Hint = "Narrow its WHERE" + raiseHint(rule, "max_affected_rows", strconv.FormatInt(changed, 10)) + "."
+	if byItself < changed {
+		n.Detail = fmt.Sprintf("%s by itself; the others by foreign keys, triggers or WITH clauses.", count(byItself, "row"))
+	}
+	return n
+}
+
+// uncountedError refuses a change whose rows the server does not count.
+func uncountedError(rule *policy.Rule) *frame.Notice {
+	n := errorNotice(codeLimitExceeded, fmt.Sprintf("pgproxy: the rows that the statement changes cannot be counted, max_affected_rows is %d; it was rolled back", rule.MaxAffectedRows))
+	n.Detail = "The server's setting track_counts is off, and the statement changes rows in a WITH clause."
+	n.Hint = "SET track_counts = on, or write the change without WITH."
+	return n
+}
+
+// unguardedWarning tells of a change that was over the cap and could not be
+// taken back.
+func unguardedWarning(rule *policy.Rule, changed int64) *frame.Notice {
+	return warning("pgproxy: the statement changed %s, max_affected_rows is %d; it could not be rolled back", count(changed, "row"), rule.MaxAffectedRows)
+}
+
+// cut shortens a text to n bytes, without half of a character.
+func cut(s string, n int) string {
+	if len(s) <= n {
+		return s
+	}
+	return strings.ToValidUTF8(s[:n], "") + " …"
+}
+
+// count says a number of things in English.
+func count(n int64, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return strconv.FormatInt(n, 10) + " " + thing + "s"
+}
