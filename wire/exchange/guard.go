@@ -54,7 +54,7 @@ func (w *run) sendGuarded(i int, begin string) error {
 		return nil
 	}
 	if w.saved && !w.whole {
-		if err := w.release(i == len(w.list)-1); err != nil || w.a.failed() {
+		if err := w.release(w.verifies(i) || i == len(w.list)-1 && w.wantsCheck()); err != nil || w.a.failed() {
 			return err
 		}
 	}
@@ -101,11 +101,9 @@ func (w *run) openGuard(begin string) (bool, error) {
 	return true, nil
 }
 
-// release gives the savepoint up. Behind the last part the check of the
-// settings goes along.
-func (w *run) release(last bool) error {
+// release gives the savepoint up. The check of the settings may go along.
+func (w *run) release(check bool) error {
 	texts := []string{"RELEASE SAVEPOINT " + guardSavepoint}
-	check := last && w.wantsCheck()
 	if check {
 		texts = append(texts, w.settings.question())
 	}

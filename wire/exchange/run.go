@@ -48,6 +48,7 @@ type run struct {
 	whole    bool // the message is kept or taken back as a whole
 	saved    bool // the guard's savepoint is open
 	checked  bool // the settings were checked after the last part
+	touched  bool // something may have changed them since they were checked
 	// before is the count of changes, where nothing has been sent since.
 	before *changeCount
 }
@@ -171,7 +172,7 @@ func (w *run) closed() error {
 		w.a.settled = true
 		return w.endImplicit("COMMIT")
 	case w.saved && !w.a.failed():
-		return w.release(true)
+		return w.release(w.wantsCheck())
 	}
 	return nil
 }
@@ -224,6 +225,7 @@ func (w *run) segment(i int) error {
 	w.a.limited = -1
 	w.a.begin()
 	w.checked = false
+	w.touched = w.touched || w.touches(seg)
 	if err := w.sendSegment(i, begin); err != nil {
 		return err
 	}
@@ -322,14 +324,41 @@ func direction(forward bool) string {
 // between checks the protected settings before the next part, where one of the
 // two begins or ends a transaction.
 func (w *run) between(i int) error {
-	if i+1 == len(w.list) || !w.watch || w.checked {
+	if !w.verifies(i) || w.status == 'E' {
 		return nil
+	}
+	if !w.checked {
+		if err := w.ask(); err != nil || w.a.failed() {
+			return err
+		}
+	}
+	return w.restoreNow()
+}
+
+// verifies reports whether the settings are checked behind the part of that
+// number, before the next one.
+func (w *run) verifies(i int) bool {
+	if i+1 == len(w.list) || !w.watch || !w.touched {
+		return false
 	}
 	stmts := w.r.Message.Statements
-	if stmts[w.list[i].first].Tx == policy.TxNone && stmts[w.list[i+1].first].Tx == policy.TxNone {
-		return nil
+	return stmts[w.list[i].first].Tx != policy.TxNone || stmts[w.list[i+1].first].Tx != policy.TxNone
+}
+
+// touches reports whether a part may change settings: by what it runs, or by
+// ending a transaction, which fires what was deferred and undoes what was set.
+func (w *run) touches(seg segment) bool {
+	for i := seg.first; i <= seg.last; i++ {
+		st := &w.r.Message.Statements[i]
+		switch st.Tx {
+		case policy.TxCommit, policy.TxRollback, policy.TxRollbackTo:
+			return true
+		}
+		if len(st.Settings) > 0 || st.Opaque || st.Looks {
+			return true
+		}
 	}
-	return w.verify()
+	return false
 }
 
 // wantsCheck reports whether the protected settings are to be checked after the
@@ -379,9 +408,14 @@ func (w *run) takeCheck() error {
 	if r.failure != nil {
 		return w.checkFailed(r)
 	}
-	w.checked = true
-	w.settings.take(r.rows, w.r.Message)
+	w.took(r)
 	return nil
+}
+
+// took takes the settings that the server has told.
+func (w *run) took(r *reply) {
+	w.checked, w.touched = true, false
+	w.settings.take(r.rows, w.r.Message)
 }
 
 // checkFailed: in a failed transaction nothing can be asked, nor done; a cancel

@@ -388,39 +388,22 @@ func (w *run) ask() error {
 	if r.failure != nil {
 		return w.checkFailed(r)
 	}
-	w.checked = true
-	w.settings.take(r.rows, w.r.Message)
+	w.took(r)
 	return nil
 }
 
 // learn asks for the settings before the first message that could change one.
 func (w *run) learn() error {
-	if w.settings.known || w.status == 'E' || !w.couldChange() {
+	all := segment{first: w.r.First, last: len(w.r.Message.Statements) - 1}
+	if w.settings.known || w.status == 'E' || !w.touches(all) {
 		return nil
 	}
 	return w.ask()
 }
 
-// couldChange reports whether the message may change a setting.
-func (w *run) couldChange() bool {
-	for i := w.r.First; i < len(w.r.Message.Statements); i++ {
-		st := &w.r.Message.Statements[i]
-		if len(st.Settings) > 0 || st.Opaque || st.Looks {
-			return true
-		}
-	}
-	return false
-}
-
-// verify checks the settings between two parts of a message. What was changed
-// is recorded and put back before the next part is sent.
-func (w *run) verify() error {
-	if w.status == 'E' {
-		return nil
-	}
-	if err := w.ask(); err != nil || w.a.failed() {
-		return err
-	}
+// restoreNow is Restore between two parts of a message. What was changed is
+// recorded and put back before the next part is sent.
+func (w *run) restoreNow() error {
 	names := w.settings.tampered(&w.r.Rule)
 	for _, name := range names {
 		w.session.Tampered(name)
