@@ -13,3 +13,6 @@ func (r *Rule) TimeoutWithin(name, value string) bool {
 	d, err := parseDuration(value, time.Millisecond)
 	return err == nil && (limit == 0 || d > 0 && d <= max(limit, time.Millisecond))
 }
+
+// FormatDuration is a duration as people write it: "30s", "5m", "1h30m".
+func FormatDuration(d time.Duration) string { return formatDuration(d) }

@@ -52,7 +52,7 @@ func (srv *Server) Cancel(ctx context.Context, by Viewer, id string, seq int64) 
 	if err != nil {
 		return err
 	}
-	return s.cancelStatement(ctx, seq, "statement cancelled by "+by.name())
+	return s.cancelStatement(ctx, seq, by.name())
 }
 
 // Kill ends a session on a person's behalf, which is recorded first. It does

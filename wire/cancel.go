@@ -3,6 +3,7 @@ package wire
 import (
 	"context"
 	"crypto/subtle"
+	"fmt"
 	"sync"
 	"time"
 
@@ -72,17 +73,95 @@ func (srv *Server) cancelRequest(ctx context.Context, caller policy.Caller, key 
 		srv.dropCancel(caller, nil)
 		return
 	}
-	target.cancelStatement(ctx, 0, "user request")
+	target.cancelStatement(ctx, 0, "")
 }
 
-// dropCancel records a cancel request that reaches nobody. err is why its
-// sender is not known, if that is why.
+// dropCancel counts a cancel request that reaches nobody, and records it: the
+// first few of a caller by themselves, and the others of a minute in one record.
+// err is why its sender is not known, if that is why.
 func (srv *Server) dropCancel(caller policy.Caller, err error) {
 	srv.metrics.cancel("dropped")
+	if !srv.dropped.add(caller) {
+		return
+	}
 	srv.Logger.Info("cancel request dropped", "user", caller.Who(), "node", caller.Node, "addr", caller.Addr, errAttr(err))
-	rec := &audit.Record{Time: time.Now(), Event: audit.Cancel, Verdict: "deny"}
-	rec.User, rec.Node, rec.NodeID, rec.Tags, rec.Addr = caller.Who(), caller.Node, caller.NodeID, caller.Tags, caller.Addr
-	srv.record(rec)
+	srv.record(droppedRecord(caller))
+}
+
+func droppedRecord(caller policy.Caller) *audit.Record {
+	return &audit.Record{Time: time.Now(), Event: audit.Cancel, Verdict: "deny",
+		User: caller.Who(), Node: caller.Node, NodeID: caller.NodeID, Tags: caller.Tags, Addr: caller.Addr}
+}
+
+const (
+	// droppedAlone is how many dropped cancel requests of one caller are
+	// recorded by themselves, in droppedPeriod.
+	droppedAlone  = 5
+	droppedPeriod = time.Minute
+	// maxDropped bounds the callers that are told apart.
+	maxDropped = 1000
+)
+
+// droppedCancels counts the cancel requests that reach nobody, by caller. Safe
+// for concurrent use.
+type droppedCancels struct {
+	mu      sync.Mutex
+	since   time.Time
+	callers map[string]*droppedCaller // by device
+}
+
+type droppedCaller struct {
+	policy.Caller // of the last one
+	count         int64
+}
+
+// add counts one, and reports whether it is recorded by itself.
+func (d *droppedCancels) add(caller policy.Caller) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	key := caller.Who() + " " + caller.NodeID
+	c := d.callers[key]
+	if c == nil {
+		if len(d.callers) >= maxDropped {
+			key = ""
+			c = d.callers[key]
+		}
+		if c == nil {
+			if d.callers == nil {
+				d.callers, d.since = make(map[string]*droppedCaller), time.Now()
+			}
+			c = &droppedCaller{}
+			d.callers[key] = c
+		}
+	}
+	c.Caller = caller
+	c.count++
+	return c.count <= droppedAlone
+}
+
+// take returns the callers of a period that has ended.
+func (d *droppedCancels) take(now time.Time) map[string]*droppedCaller {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.callers == nil || now.Sub(d.since) < droppedPeriod {
+		return nil
+	}
+	callers := d.callers
+	d.callers = nil
+	return callers
+}
+
+// recordDropped records the cancel requests of a period that were not recorded
+// by themselves.
+func (srv *Server) recordDropped(now time.Time) {
+	for _, c := range srv.dropped.take(now) {
+		if more := c.count - droppedAlone; more > 0 {
+			rec := droppedRecord(c.Caller)
+			rec.Error = fmt.Sprintf("%d more cancel requests reached nobody within %v", more, droppedPeriod)
+			srv.record(rec)
+			srv.Logger.Info("cancel requests dropped", "more", more, "user", c.Who(), "node", c.Node)
+		}
+	}
 }
 
 // sameNode goes by the node's id: its name may change while it is connected.
@@ -92,10 +171,14 @@ func sameNode(a, b policy.Caller) bool {
 
 // cancelStatement cancels what the session is running, if anything, and waits
 // for the cancel's fate. A seq other than 0 says that it must be the statement
-// of that number. It is recorded either way.
-func (s *session) cancelStatement(ctx context.Context, seq int64, why string) error {
+// of that number; by is who wants it, "" for the session's own client. It is
+// recorded either way.
+func (s *session) cancelStatement(ctx context.Context, seq int64, by string) error {
 	rec := s.newRecord(audit.Cancel)
-	rec.Reason = why
+	rec.Reason = "user request"
+	if by != "" {
+		rec.Reason = "statement cancelled by " + by
+	}
 	defer func() { s.srv.record(rec) }()
 
 	s.mu.Lock()
@@ -111,7 +194,7 @@ func (s *session) cancelStatement(ctx context.Context, seq int64, why string) er
 		return ErrNotRunning
 	}
 	if s.unsent && (s.phase == deciding || s.phase == assisting) {
-		s.cancelled = true // the statement will not be sent
+		s.cancelled, s.cancelledBy = true, by // the statement will not be sent
 		s.mu.Unlock()
 		rec.Cancelled, rec.Verdict = true, "allow"
 		s.srv.metrics.cancel("before it was sent")
@@ -120,7 +203,7 @@ func (s *session) cancelStatement(ctx context.Context, seq int64, why string) er
 	if number != 0 {
 		// Between two parts of a message nothing runs that the server could
 		// cancel: no more of it is sent.
-		s.cancelled = true
+		s.cancelled, s.cancelledBy = true, by
 	}
 	s.mu.Unlock()
 	rec.Verdict = "allow"

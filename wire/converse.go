@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -19,8 +20,13 @@ import (
 // session can make the proxy hold; a message is held whole to be judged.
 const maxStatement = 16 << 20
 
-// extendedHint tells how to make a driver speak the simple protocol.
-const extendedHint = "psql needs nothing; pgx: QueryExecModeSimpleProtocol; psycopg 3: ClientCursor; JDBC, DataGrip, DBeaver: preferQueryMode=simple; lib/pq and node-postgres: a query without parameters."
+// extendedHint tells how to make a client speak the simple protocol.
+func extendedHint(client string) string {
+	if client == "psql" {
+		return `In psql, \gdesc, \bind, \parse and pipelines need the extended protocol. Run the query by itself: \g shows its columns, and LIMIT 0 no rows.`
+	}
+	return "Make the driver use the simple protocol. pgx: QueryExecModeSimpleProtocol; psycopg 3: ClientCursor; JDBC, DataGrip, DBeaver: preferQueryMode=simple; lib/pq and node-postgres: a query without parameters."
+}
 
 // converse serves the client's messages, one after the other, until the
 // session ends. It returns why.
@@ -117,7 +123,7 @@ func (s *session) serve(typ byte, n int) *sessionError {
 			Hint:    fmt.Sprintf("The limit is %d bytes.", maxStatement)}})
 	case refuseExtended:
 		s.count("extended")
-		s.Send(statementError(codeFeatureNotSupported, "pgproxy: unsupported message (use simple protocol)").withHint(extendedHint).append(nil))
+		s.Send(statementError(codeFeatureNotSupported, "pgproxy: unsupported message (use simple protocol)").withHint(extendedHint(s.startup.client)).append(nil))
 	case refuseCall:
 		s.count("function call")
 		return s.answer(statementError(codeFeatureNotSupported, "pgproxy: unsupported message (use simple protocol): function call").
@@ -216,6 +222,9 @@ func (s *session) serveQuery(body []byte) *sessionError {
 		return s.deny(st, policy.Decision{Refusal: bad})
 	}
 	if bad := s.read(st, string(body[:len(body)-1])); bad != nil {
+		if bad.Rule == "syntax" {
+			return s.denySyntax(st, bad)
+		}
 		return s.deny(st, policy.Decision{Refusal: bad})
 	}
 	if bad := s.tryOwn(st); bad != nil {
@@ -241,7 +250,7 @@ func (s *session) begin() *statement {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.seq++
-	s.sql, s.unsent, s.cancelled = "", true, false
+	s.sql, s.unsent, s.cancelled, s.cancelledBy = "", true, false, ""
 	s.statements.Add(1)
 	return &statement{seq: s.seq, rule: s.rule, reason: s.lifts.Reason(), began: time.Now()}
 }
@@ -311,6 +320,11 @@ func firstInvalid(b []byte) byte {
 
 // deny records a refusal and tells the client. Nothing was sent.
 func (s *session) deny(st *statement, d policy.Decision) *sessionError {
+	s.recordDenial(st, d)
+	return s.answer(refused("ERROR", d.Refusal))
+}
+
+func (s *session) recordDenial(st *statement, d policy.Decision) {
 	rec := s.queryRecord(st)
 	rec.Verdict, rec.Rule, rec.Kinds = "deny", d.Refusal.Rule, d.Kinds
 	rec.SQLState = d.Refusal.Code
@@ -320,7 +334,36 @@ func (s *session) deny(st *statement, d policy.Decision) *sessionError {
 	s.srv.metrics.denied(d.Kinds)
 	s.log.Info("statement refused", "seq", st.seq, "rule", d.Refusal.Rule, "sqlstate", d.Refusal.Code)
 	s.keep(st, exchange.Outcome{SQLState: d.Refusal.Code, Failure: rec.Error}, true)
-	return s.answer(refused("ERROR", d.Refusal))
+}
+
+// denySyntax refuses a text that pgproxy's parser cannot read, in the server's
+// own words where the server cannot read it either: see exchange.Backend.Syntax.
+func (s *session) denySyntax(st *statement, bad *policy.Refusal) *sessionError {
+	message, err := s.backend.Syntax(st.sql)
+	if err != nil {
+		s.recordDenial(st, policy.Decision{Refusal: bad})
+		return s.exchangeError(err)
+	}
+	if message == nil {
+		return s.deny(st, policy.Decision{Refusal: olderGrammar(bad)})
+	}
+	f := frame.ParseErrorFields(message[frame.HeaderLen:])
+	s.recordDenial(st, policy.Decision{Refusal: &policy.Refusal{Code: f.Code, Message: f.Message, Rule: bad.Rule}})
+	s.Send(message)
+	s.ready()
+	return nil
+}
+
+// olderGrammar is the refusal of a text that the server can read and pgproxy
+// cannot.
+func olderGrammar(bad *policy.Refusal) *policy.Refusal {
+	r := *bad
+	r.Detail = "The server can read this statement. pgproxy's grammar is older, that of PostgreSQL 17, and what pgproxy cannot read it does not send."
+	if r.Hint == "" {
+		r.Hint = "Write it in the syntax of PostgreSQL 17."
+	}
+	r.Message = "pgproxy: " + strings.TrimPrefix(r.Message, "pgproxy: ")
+	return &r
 }
 
 func (s *session) queryRecord(st *statement) *audit.Record {
@@ -390,9 +433,33 @@ func (s *session) execute(st *statement) *sessionError {
 	if st.rule.Access == policy.Admin && setsTimeout(st.msg, o.Completed) {
 		s.ownTimeout = true
 	}
+	s.listening = s.listening || listens(st.msg, o.Completed)
 	s.recordResult(st, o)
+	s.warnOpen(&st.rule)
 	s.ready()
 	return nil
+}
+
+// warnOpen tells, once in a session and while there is time to COMMIT, how long
+// the transaction that a statement has left open may wait.
+func (s *session) warnOpen(rule *policy.Rule) {
+	limit := rule.IdleInTransactionTimeout
+	if s.warnedTx || s.quiet || limit == 0 || s.backend.Status() != 'T' {
+		return
+	}
+	s.warnedTx = true
+	e := &sessionError{severity: "WARNING", code: "01000",
+		message: fmt.Sprintf("pgproxy: an open transaction is rolled back, and the session ends, after %s without a statement", policy.FormatDuration(limit))}
+	if rule.MayLift {
+		e.hint = fmt.Sprintf("For longer: SET pgproxy.idle_in_transaction_session_timeout = '%s'.", policy.FormatDuration(10*limit))
+	}
+	s.Send(e.append(nil))
+}
+
+// listens reports whether one of the statements that were completed is a
+// LISTEN.
+func listens(msg *policy.Message, completed int) bool {
+	return slices.ContainsFunc(msg.Statements[:min(completed, len(msg.Statements))], func(st policy.Statement) bool { return st.Kind == "LISTEN" })
 }
 
 // setsTimeout reports whether one of the statements that were completed has

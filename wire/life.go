@@ -105,6 +105,11 @@ func (s *session) rest() *sessionError {
 		s.enter(ending)
 		return e
 	}
+	if s.listening {
+		s.mu.Lock()
+		s.watchUpstreamLocked() // a notification is not to wait for the next tick
+		s.mu.Unlock()
+	}
 	err := s.client.Fill(frame.MinBuffer)
 	s.enter(deciding)
 	if e := s.settled(); e != nil {
@@ -243,7 +248,14 @@ func (s *session) tickResting(now time.Time) {
 	if limit := s.rule.IdleInTransactionTimeout; s.shownStatus != 'I' && limit > 0 && rested > limit+timeoutGrace {
 		s.endLocked(idleInTransaction(&s.rule))
 	}
-	if s.watch == nil && s.ending == nil && rested > watchAfter {
+	if rested > watchAfter {
+		s.watchUpstreamLocked()
+	}
+}
+
+// watchUpstreamLocked has the upstream watched while the session rests.
+func (s *session) watchUpstreamLocked() {
+	if s.watch == nil && s.ending == nil {
 		s.startWatchLocked(s.up.Net, s.watchUpstream)
 	}
 }

@@ -51,7 +51,7 @@ func (s *session) servedHint() string {
 // those that the same SET would be allowed to change. With them it returns the
 // rule they follow.
 func (s *session) parameters() (map[string]string, policy.Rule, *sessionError) {
-	s.stamp = Stamp(s.caller)
+	s.stamp = Stamp(s.caller, s.id)
 	asked := slices.Clone(s.startup.settings)
 	options, e := parseOptions(s.startup.options)
 	if e != nil {
@@ -91,6 +91,10 @@ func (s *session) admitSettings(asked []setting) (map[string]string, *sessionErr
 		if isStartupWord(name) {
 			return nil, fatal(codeUndefinedObject, fmt.Sprintf("unrecognized configuration parameter %q", a.name), reasonRefused)
 		}
+		if name == quietSetting {
+			s.quiet = s.quiet || isOn(a.value)
+			continue
+		}
 		if own, ok := strings.CutPrefix(name, "pgproxy."); ok {
 			if r := s.lift("SET", own, a.value); r != nil {
 				return nil, s.refusal(r)
@@ -108,6 +112,19 @@ func (s *session) admitSettings(asked []setting) (map[string]string, *sessionErr
 		admitted[name] = a.value
 	}
 	return admitted, nil
+}
+
+// quietSetting turns the login NOTICE off, for people's own scripts:
+// PGOPTIONS='-c pgproxy.quiet=on'.
+const quietSetting = "pgproxy.quiet"
+
+// isOn knows PostgreSQL's words for true.
+func isOn(value string) bool {
+	switch strings.ToLower(value) {
+	case "on", "true", "yes", "1", "t", "y":
+		return true
+	}
+	return false
 }
 
 // isStartupWord reports whether a name, in lower case, means something of its
@@ -168,7 +185,7 @@ func (s *session) appendWelcome(dst []byte) []byte {
 			dst = append(dst, b...)
 		}
 	}
-	if !s.srv.QuietLogin {
+	if !s.quiet {
 		dst = s.notice().append(dst)
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.up.Params)) {
@@ -179,23 +196,35 @@ func (s *session) appendWelcome(dst []byte) []byte {
 	return frame.AppendReady(dst, s.backend.Status())
 }
 
-// notice tells the person where they are.
+// noticeWidth is what psql shows of a NOTICE in a line of 100 columns.
+const noticeWidth = 100 - len("NOTICE:  ")
+
+// notice tells the person where they are, in one line: what does not fit is
+// left out, and SHOW pgproxy.limits tells the rest.
 func (s *session) notice() *sessionError {
-	where := s.up.Addr
-	if v := s.up.Params["server_version"]; v != "" {
-		where += fmt.Sprintf(" (PostgreSQL %s)", v)
-	}
-	device := ""
-	if s.caller.Node != "" {
-		device = " on " + s.caller.Node
-	}
 	rule := s.inForce()
-	return &sessionError{
-		severity: "NOTICE", code: "00000",
-		message: fmt.Sprintf("pgproxy: you are %s%s; database %s on %s", s.caller.Who(), device, s.database, where),
-		detail:  strings.Join(rule.Describe(), "; ") + ".",
-		hint:    fmt.Sprintf("Statements are recorded, under session %s. SHOW pgproxy.limits tells the limits.", s.id),
+	who, database := shorten(s.caller.Who(), 32), shorten(s.database, 14)
+	message := fmt.Sprintf("pgproxy: you are %s, database %s, %s access", who, database, rule.Access)
+	more := []string{", recorded", "; SHOW pgproxy.limits"}
+	if d := s.srv.IdleTimeout; d > 0 {
+		more = slices.Insert(more, 0, fmt.Sprintf(", until %s idle", policy.FormatDuration(d)))
 	}
+	for _, part := range more {
+		if utf8.RuneCountInString(message+part) <= noticeWidth {
+			message += part
+		}
+	}
+	return &sessionError{severity: "NOTICE", code: "00000", message: message}
+}
+
+// shorten cuts a name in its middle to at most n characters, so that two names
+// which differ at their ends still do.
+func shorten(name string, n int) string {
+	r := []rune(name)
+	if len(r) <= n {
+		return name
+	}
+	return string(r[:n/2]) + "…" + string(r[len(r)-(n-n/2-1):])
 }
 
 // lift changes one of the session's own settings, and records it. The settings

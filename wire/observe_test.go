@@ -171,7 +171,7 @@ func TestCancelByAPerson(t *testing.T) {
 	if err := p.Cancel(t.Context(), reaper(), id, 2); err != nil {
 		t.Errorf("cancelling: %v", err)
 	}
-	if got := c.answer(); got != userCancel {
+	if got := c.answer(); got != "E(57014 pgproxy: canceling statement: reaper@example.com on console has cancelled it) Z(I)" {
 		t.Errorf("got %s", got)
 	}
 	c.want("SELECT 1", "D(1) C(SELECT 1) Z(I)")

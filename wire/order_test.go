@@ -62,7 +62,7 @@ func TestAuditOrder(t *testing.T) {
 	for _, rec := range list {
 		if rec.Session != list[0].Session || rec.User != "alice@example.com" || rec.Node != "alice-laptop" || rec.NodeID != "n1" || rec.Addr == "" ||
 			rec.Database != "app" || rec.Upstream == "" || rec.UpstreamPID != c.pid || rec.Client != "test" || rec.RequestedUser != "x" ||
-			rec.ApplicationName != Stamp(alice) {
+			rec.ApplicationName != Stamp(alice, "") {
 			t.Errorf("fields are missing: %+v", rec)
 		}
 		switch rec.Event {

@@ -459,7 +459,7 @@ func TestPsqlWhoAmI(t *testing.T) {
 		got := q.run(t, p.at("PGOPTIONS=-c pgproxy.reason=INC-123"), "SHOW application_name;\nSHOW pgproxy.reason;\n"+
 			"SELECT application_name FROM pg_stat_activity WHERE pid = pg_backend_pid();\n"+
 			"SELECT current_setting('pgproxy.user'), current_setting('pgproxy.node');", "-At")
-		got.want(t, 0, "NOTICE:  pgproxy: you are alice@example.com on alice-laptop; database app on ")
+		got.want(t, 0, "NOTICE:  pgproxy: you are alice@example.com, database app, write access, recorded\n")
 		if want := stamp + "\nINC-123\n" + stamp + "\nalice@example.com|alice-laptop\n"; got.out != want {
 			t.Errorf("psql showed:\n%v", got)
 		}

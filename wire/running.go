@@ -55,10 +55,10 @@ func (s *session) Ended() error {
 }
 
 // Cancelled implements exchange.Session.
-func (s *session) Cancelled() bool {
+func (s *session) Cancelled() (by string, ok bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.cancelled
+	return s.cancelledBy, s.cancelled
 }
 
 // Expired implements exchange.Session.

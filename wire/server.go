@@ -66,6 +66,7 @@ type Server struct {
 	keys    cancelKeys
 	metrics metrics
 	history history
+	dropped droppedCancels
 
 	// mu guards what follows. It is never held while a session's mu is
 	// wanted by its holder the other way round: server first, session second.
@@ -230,11 +231,13 @@ func (srv *Server) keep(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
+			srv.recordDropped(time.Now().Add(droppedPeriod))
 			return
 		case now := <-tick.C:
 			for _, s := range srv.live() {
 				s.tick(now)
 			}
+			srv.recordDropped(now)
 		}
 	}
 }
@@ -341,9 +344,22 @@ func shutdownError() *sessionError {
 		withHint("Connect again in a moment.")
 }
 
-// Close ends all at once: listeners, connections, sessions; and waits for
-// their goroutines.
+// closeGrace is how long Close lets sessions say their last word.
+const closeGrace = 800 * time.Millisecond
+
+// Close ends all at once: what runs is cancelled, clients are told 57P01, the
+// ends are recorded; what does not react within a second is cut off. It returns
+// when all of its goroutines have ended.
 func (srv *Server) Close() error {
+	srv.mu.Lock()
+	srv.draining = true
+	srv.mu.Unlock()
+	for _, s := range srv.live() {
+		s.end(shutdownError())
+	}
+	grace, cancel := context.WithTimeout(context.Background(), closeGrace)
+	defer cancel()
+	srv.waitSessions(grace)
 	srv.mu.Lock()
 	srv.closed, srv.draining = true, true
 	for ln := range srv.listeners {

@@ -68,6 +68,9 @@ type session struct {
 	out       []byte // copied bytes for the client, not yet written
 	direct    []byte // the same where they lie, in the server's buffer
 	memory    policy.Memory
+	quiet     bool // no NOTICE at login, nor about an open transaction
+	warnedTx  bool // the client knows how long a transaction may wait
+	listening bool // it has LISTENed, and is told at once
 	// clockLimit is the time that each statement of the message has.
 	clockLimit time.Duration
 	// ownTimeout says that an admin has changed the server's
@@ -102,6 +105,7 @@ type session struct {
 	aborted     bool         // the upstream connection was given up
 	unsent      bool         // a statement was begun, and neither sent nor answered
 	cancelled   bool         // a cancel came for it
+	cancelledBy string       // who has cancelled it, where it was not its own client
 	clock       clock        // the running statement's limits
 	sql         string       // the statement last begun, as Info.SQL
 	seq         int64        // its number
@@ -122,7 +126,7 @@ func newSession(srv *Server, conn net.Conn) *session {
 	ctx, stop := context.WithCancel(context.Background())
 	return &session{
 		srv: srv, id: strings.ToLower(rand.Text()[:12]), conn: conn,
-		log: srv.Logger, ctx: ctx, stop: stop, began: time.Now(),
+		log: srv.Logger, ctx: ctx, stop: stop, began: time.Now(), quiet: srv.QuietLogin,
 	}
 }
 

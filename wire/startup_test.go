@@ -305,7 +305,7 @@ func TestWelcome(t *testing.T) {
 						t.Errorf("a cancel key of %d bytes", len(f.body)-4)
 					case f.typ == 'Z' && string(f.body) != "I":
 						t.Errorf("ReadyForQuery %q", f.body)
-					case f.typ == 'N' && !bytes.Contains(f.body, []byte("Mpgproxy: you are alice@example.com on alice-laptop; database app on ")):
+					case f.typ == 'N' && !bytes.Contains(f.body, []byte("Mpgproxy: you are alice@example.com, database app, write access, ")):
 						t.Errorf("notice %q", f.body)
 					}
 				}

@@ -104,7 +104,7 @@ func TestOrdinaryClients(t *testing.T) {
 	t.Parallel()
 	p := start(t)
 	out, err := psql(t, p, alice, "-c", "SELECT current_setting('pgproxy.user')").CombinedOutput()
-	if err != nil || !strings.Contains(string(out), "\nalice@example.com\n") || !strings.Contains(string(out), "NOTICE:  pgproxy: you are alice@example.com on alice-laptop; database app on ") {
+	if err != nil || !strings.Contains(string(out), "\nalice@example.com\n") || !strings.Contains(string(out), "NOTICE:  pgproxy: you are alice@example.com, database app, ") {
 		t.Errorf("psql: %v\n%s", err, out)
 	}
 

@@ -79,12 +79,13 @@ type Answer struct {
 	rewinds     []rewind
 
 	// What the caller does next.
-	said       []byte // goes to the client before the message
-	cancel     bool   // cancel the statement
-	failCopy   bool   // send CopyFail
-	cancelSent bool   // set by the caller: a cancel of pgproxy's or the client's was sent
-	expired    bool   // set by the caller: the statement's time is over
-	ownTimeout bool   // set by the caller: an admin has set the server's own timeout
+	said        []byte // goes to the client before the message
+	cancel      bool   // cancel the statement
+	failCopy    bool   // send CopyFail
+	cancelSent  bool   // set by the caller: a cancel of pgproxy's or the client's was sent
+	cancelledBy string // set by the caller: who has cancelled, if not the client
+	expired     bool   // set by the caller: the statement's time is over
+	ownTimeout  bool   // set by the caller: an admin has set the server's own timeout
 }
 
 // rewind is a cursor that has moved over rows which were not sent.
@@ -441,6 +442,9 @@ func (a *Answer) replacement(f frame.ErrorFields, size int) *frame.Notice {
 	case stopped && a.cancelSent && a.capped != "" && a.allReads:
 		a.said = frame.AppendComplete(a.said, "SELECT "+strconv.FormatInt(a.stmtRows, 10))
 		return truncationError(a)
+	case stopped && a.cancelSent && a.cancelledBy != "":
+		a.cancelled = true
+		return cancelError(a.cancelledBy)
 	case stopped && !a.cancelSent && !a.ownTimeout && a.rule.StatementTimeout > 0 && strings.Contains(f.Message, "statement timeout"):
 		return timeoutError(a.rule)
 	}

@@ -39,8 +39,9 @@ type Session interface {
 
 	// Ended returns why the session is to end, nil while it goes on.
 	Ended() error
-	// Cancelled reports whether somebody has cancelled the client's message.
-	Cancelled() bool
+	// Cancelled reports whether somebody has cancelled the client's message,
+	// and who, where it was not the client itself.
+	Cancelled() (by string, ok bool)
 	// Expired reports whether the running statement has had its time.
 	Expired() bool
 	// CancelRunning cancels what runs on the server, without waiting.
@@ -230,6 +231,7 @@ func (b *Backend) open(a *Answer, typ byte, size int, body []byte) (action, erro
 		b.settings.note(body)
 	case 'E':
 		a.cancelSent = b.gate.sentTo(b.gate.running())
+		a.cancelledBy, _ = b.session.Cancelled()
 	case 'C':
 		index := a.index
 		act, err := a.frame(typ, size, body)

@@ -47,16 +47,16 @@ func (c *client) Flush() {
 	c.direct = nil
 }
 
-func (c *client) Begin(bool)              {}
-func (c *client) End()                    {}
-func (c *client) Next()                   { c.next++ }
-func (c *client) Progress(_, _ int64)     {}
-func (c *client) Ended() error            { return c.end }
-func (c *client) Cancelled() bool         { return c.cancel }
-func (c *client) Expired() bool           { return c.expired }
-func (c *client) CancelRunning(uint64)    { c.cancels++ }
-func (c *client) Tampered(setting string) { c.tampered = append(c.tampered, setting) }
-func (c *client) Capped(limit string)     { c.capped = append(c.capped, limit) }
+func (c *client) Begin(bool)                {}
+func (c *client) End()                      {}
+func (c *client) Next()                     { c.next++ }
+func (c *client) Progress(_, _ int64)       {}
+func (c *client) Ended() error              { return c.end }
+func (c *client) Cancelled() (string, bool) { return "", c.cancel }
+func (c *client) Expired() bool             { return c.expired }
+func (c *client) CancelRunning(uint64)      { c.cancels++ }
+func (c *client) Tampered(setting string)   { c.tampered = append(c.tampered, setting) }
+func (c *client) Capped(limit string)       { c.capped = append(c.capped, limit) }
 
 func (c *client) LastWord(frame.ErrorFields) *frame.Notice { return nil }
 

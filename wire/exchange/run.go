@@ -184,11 +184,12 @@ func (w *run) proceed() (bool, error) {
 	if err := w.session.Ended(); err != nil {
 		return false, err
 	}
+	by, cancelled := w.session.Cancelled()
 	switch {
 	case w.a.failed():
 		return false, nil
-	case w.session.Cancelled():
-		w.a.fail(cancelError())
+	case cancelled:
+		w.a.fail(cancelError(by))
 		w.a.cancelled = true
 	case w.session.Expired():
 		w.a.fail(timeoutError(&w.r.Rule))
@@ -426,7 +427,8 @@ func (w *run) checkFailed(r *reply) error {
 		return nil
 	case r.failure.Code == codeQueryCanceled && w.gate.sentTo(w.gate.running()):
 		if w.status == 'E' {
-			w.a.fail(cancelError())
+			by, _ := w.session.Cancelled()
+			w.a.fail(cancelError(by))
 			w.a.cancelled = true
 		}
 		return nil
@@ -532,6 +534,7 @@ func (w *run) tell(r *reply) {
 		return
 	}
 	a.cancelSent = w.gate.sentTo(w.gate.running())
+	a.cancelledBy, _ = w.session.Cancelled()
 	if n := a.replacement(*r.failure, len(r.frame)-frame.HeaderLen); n != nil {
 		a.fail(n)
 	} else {

@@ -13,6 +13,7 @@ import (
 const (
 	codeWarning             = "01000"
 	codeFeatureNotSupported = "0A000"
+	codeSyntaxError         = "42601"
 	codeLimitExceeded       = "54000"
 	codeQueryCanceled       = "57014"
 	codeInternal            = "XX000"
@@ -96,7 +97,12 @@ func timeoutError(rule *policy.Rule) *frame.Notice {
 	return n
 }
 
-func cancelError() *frame.Notice {
+// cancelError tells that a statement was cancelled, and by whom if it was not
+// its own client.
+func cancelError(by string) *frame.Notice {
+	if by != "" {
+		return errorNotice(codeQueryCanceled, "pgproxy: canceling statement: "+by+" has cancelled it")
+	}
 	return errorNotice(codeQueryCanceled, "canceling statement due to user request")
 }
 
