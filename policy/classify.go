@@ -160,6 +160,8 @@ func (c *classifier) visit(n any, at place) {
 		}
 	case *pg.A_Indirection:
 		c.attribute(n.Indirection, location(n.Arg), at)
+	case *pg.RangeVar:
+		c.view(n, at)
 	}
 	eachChild(n, func(child any) { c.visit(child, at.inside(n)) })
 }

@@ -1,11 +1,46 @@
 package policy
 
-import "strings"
+// reviewedFunctions are the lines of the table that are about functions, by name.
+var reviewedFunctions = func() map[string][3]string {
+	lines := make(map[string][3]string)
+	for fields := range tableLines(functionTable) {
+		if fields[1] != "view" {
+			lines[fields[0]] = fields
+		}
+	}
+	return lines
+}()
 
-// ReviewedFunction reports whether the table has a function.
-func ReviewedFunction(name string) bool {
-	return strings.Contains(functionTable, "\n"+name+"\tpg_catalog\t")
+// ReviewedFunction reports whether the table has a function, and whether it has
+// an effect there. builtin says that the function is in pg_catalog.
+func ReviewedFunction(name string, builtin bool) (reviewed, effect bool) {
+	fields, ok := reviewedFunctions[name]
+	reviewed = ok && (builtin || fields[1] == "any")
+	return reviewed, reviewed && fields[2] != "no-effect"
 }
+
+// ReviewedView reports whether the table says that a view calls a function with
+// an effect.
+func ReviewedView(name string) bool { return effectViews[name] != "" }
 
 // KnownKind reports whether a policy may name a kind.
 var KnownKind = knownKind
+
+// FunctionTableProblems says what is wrong with the table of functions.
+func FunctionTableProblems() (problems []string) {
+	seen := make(map[string]bool)
+	for fields := range tableLines(functionTable) {
+		name, schema := fields[0], fields[1]
+		_, effect := functions[fields[2]]
+		switch {
+		case schema == "view" && !effect:
+			problems = append(problems, "view "+name+" calls no function with an effect")
+		case schema != "view" && seen[name]:
+			problems = append(problems, "function "+name+" is there twice")
+		case schema != "view" && schema != "any" && schema != "pg_catalog":
+			problems = append(problems, "function "+name+" has schema "+schema)
+		}
+		seen[name] = schema != "view"
+	}
+	return problems
+}

@@ -4,11 +4,12 @@ import (
 	_ "embed"
 	"fmt"
 	"strings"
+
+	pg "github.com/pganalyze/pg_query_go/v6"
 )
 
-// functionTable is the reviewed list of functions: every function of
-// pg_catalog that PostgreSQL 14 to 18 mark volatile, the stable ones that
-// matter, and those of common extensions. Its first lines explain it.
+// functionTable is the reviewed list of functions. Its first lines explain it;
+// TestFunctionsOfServers holds it against real servers and their extensions.
 //
 //go:embed functions.tsv
 var functionTable string
@@ -20,8 +21,9 @@ type function struct {
 	builtin bool // found in pg_catalog only
 }
 
-// functions are the functions with an effect, by name.
-var functions = readFunctions(functionTable)
+// functions are the functions with an effect, by name; effectViews are the
+// views of PostgreSQL's own that call one of them, with its name.
+var functions, effectViews = readFunctions(functionTable)
 
 // functionClasses are the classes of the table.
 var functionClasses = map[string]function{
@@ -33,25 +35,52 @@ var functionClasses = map[string]function{
 	"sql":       {class: actSQL, needs: Admin},
 }
 
-// readFunctions reads the table. It is part of the program, so that a mistake
-// in it is one of ours.
-func readFunctions(table string) map[string]function {
-	known := make(map[string]function)
-	for line := range strings.Lines(table) {
-		line = strings.TrimSuffix(line, "\n")
-		if line == "" || strings.HasPrefix(line, "#") {
+// readFunctions reads the table. The table is part of the program, so a mistake
+// in it is a defect.
+func readFunctions(table string) (known map[string]function, views map[string]string) {
+	known, views = make(map[string]function), make(map[string]string)
+	for fields := range tableLines(table) {
+		name, schema, class := fields[0], fields[1], fields[2]
+		if schema == "view" {
+			views[name] = class
 			continue
 		}
-		fields := strings.Split(line, "\t")
-		class, ok := functionClasses[fields[len(fields)-1]]
-		if !ok || len(fields) != 3 {
-			panic(fmt.Sprintf("policy: functions.tsv: %q", line))
+		f, ok := functionClasses[class]
+		if !ok {
+			panic(fmt.Sprintf("policy: functions.tsv: %q", fields))
 		}
-		if class.needs == NoAccess {
-			continue
+		if f.needs > NoAccess {
+			f.builtin = schema == "pg_catalog"
+			known[name] = f
 		}
-		class.builtin = fields[1] == "pg_catalog"
-		known[fields[0]] = class
 	}
-	return known
+	return known, views
+}
+
+// tableLines yields the fields of each line of an embedded table that is no
+// comment. Every line must have three.
+func tableLines(table string) func(yield func([3]string) bool) {
+	return func(yield func([3]string) bool) {
+		for line := range strings.Lines(table) {
+			line = strings.TrimSuffix(line, "\n")
+			if line == "" || strings.HasPrefix(line, "#") {
+				continue
+			}
+			fields := strings.Split(line, "\t")
+			if len(fields) != 3 {
+				panic(fmt.Sprintf("policy: a table has the line %q", line))
+			}
+			if !yield([3]string(fields)) {
+				return
+			}
+		}
+	}
+}
+
+// view adds the act of calling a function by way of a view of PostgreSQL's own.
+func (c *classifier) view(rel *pg.RangeVar, at place) {
+	name, ok := effectViews[rel.Relname]
+	if ok && (rel.Schemaname == "" || rel.Schemaname == "pg_catalog") {
+		c.function(name, true, int(rel.Location), at)
+	}
 }

@@ -69,7 +69,17 @@ func Main(m *testing.M) {
 // Versions runs a test against a server of each major version from 15 to 18. A
 // version that this machine does not have is skipped by name.
 func Versions(t *testing.T, test func(t *testing.T, s *Server), opts ...Option) {
-	for major := 15; major <= 18; major++ {
+	versionsFrom(t, 15, test, opts)
+}
+
+// AllVersions is Versions from 14 on, for tables that must know what every
+// server has.
+func AllVersions(t *testing.T, test func(t *testing.T, s *Server), opts ...Option) {
+	versionsFrom(t, 14, test, opts)
+}
+
+func versionsFrom(t *testing.T, first int, test func(t *testing.T, s *Server), opts []Option) {
+	for major := first; major <= 18; major++ {
 		t.Run(fmt.Sprintf("PostgreSQL %d", major), func(t *testing.T) {
 			if _, err := pick(major); err != nil {
 				t.Skip(err)
