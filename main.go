@@ -498,7 +498,7 @@ func readSecret(file string) (string, error) {
 // readPolicy puts the policy file in force, or leaves what was.
 func (p *proxy) readPolicy() error {
 	if p.policyFile == "" {
-		p.inForce.Store(&inForce{Policy: policy.Builtin()})
+		p.inForce.Store(&inForce{Policy: p.withoutFile()})
 		return nil
 	}
 	read, err := policy.LoadFile(p.policyFile)
@@ -513,6 +513,31 @@ func (p *proxy) readPolicy() error {
 	}
 	p.inForce.Store(next)
 	return nil
+}
+
+func (p *proxy) withoutFile() *policy.Policy {
+	if p.capability != "" {
+		return policy.GrantsOnly()
+	}
+	return policy.Builtin()
+}
+
+// fallback says what a caller without a grant falls back to where access comes
+// by grants; it is empty where that is nothing. A grant that is taken away may
+// then leave its caller with more than it gave.
+func (p *proxy) fallback() string {
+	rule, ok := p.inForce.Load().Default()
+	if p.capability == "" || !ok {
+		return ""
+	}
+	return "whoever has no grant, or loses one, has the policy file's default: " + strings.Join(rule.Describe(), ", ")
+}
+
+// warnOfFallback tells the operator, who may have meant to refuse them.
+func (p *proxy) warnOfFallback() {
+	if said := p.fallback(); said != "" {
+		p.log.Warn(said, "fix", `"default": null in the policy file refuses them`)
+	}
 }
 
 func (p *proxy) readTLS() error {
@@ -599,6 +624,7 @@ func serve(ctx context.Context, c *config, _, stderr io.Writer) error {
 		return err
 	}
 	defer judge.Close()
+	p.warnOfFallback()
 	place, err := p.join(ctx)
 	if err != nil {
 		return err
@@ -793,6 +819,7 @@ func (p *proxy) reload(ctx context.Context, hangups <-chan os.Signal, srv *wire.
 			p.log.Error("policy not read again; the one before it stays in force", "err", err)
 			continue
 		}
+		p.warnOfFallback()
 		srv.Recheck(ctx)
 		p.log.Info("audit log reopened, policy read again")
 	}
@@ -927,18 +954,23 @@ func (p *proxy) checkLogin(ctx context.Context, w io.Writer, name string, login 
 // describePolicy says what holds for a person whom the policy does not name.
 func (p *proxy) describePolicy(w io.Writer, now *inForce) {
 	source := "built in"
-	if p.policyFile != "" {
+	switch {
+	case p.policyFile != "":
 		source = p.policyFile
+	case p.capability != "":
+		source = "none: access comes by grants alone"
 	}
 	fmt.Fprintf(w, "policy\t%s\n", source)
-	rule, err := now.RuleFor(callerNamed("somebody", ""))
-	if err != nil {
-		fmt.Fprintln(w, "\tpeople it does not name: refused")
-	} else {
+	if rule, ok := now.Default(); ok {
 		fmt.Fprintf(w, "\tpeople it does not name: %s\n", strings.Join(rule.Describe(), ", "))
+	} else {
+		fmt.Fprintln(w, "\tpeople it does not name: refused")
 	}
 	if p.capability != "" {
 		fmt.Fprintf(w, "\tgrants: app capability %s\n", p.capability)
+	}
+	if said := p.fallback(); said != "" {
+		fmt.Fprintf(w, "\tWARNING: %s; \"default\": null refuses them\n", said)
 	}
 }
 

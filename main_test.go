@@ -197,6 +197,39 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// Access by grants: check says what somebody without a grant has, and warns
+// where that is more than nothing.
+func TestCheckFallback(t *testing.T) {
+	s := upstreamtest.Shared(t)
+	for _, tt := range []struct{ name, policy, refused, warned string }{
+		{"no file", "", "people it does not name: refused", ""},
+		{"a default of null", `{"default": null}`, "people it does not name: refused", ""},
+		{"another default", `{"default": {"access": "read"}}`, "", "WARNING: whoever has no grant, or loses one, has the policy file's default: read access"},
+		{"no default", `{}`, "", "WARNING: whoever has no grant, or loses one, has the policy file's default: write access"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			args := []string{"check", "-capability", "example.com/cap/pgproxy", "-upstream", s.DSN("app", "app")}
+			if tt.policy != "" {
+				file := filepath.Join(t.TempDir(), "policy.hujson")
+				if err := os.WriteFile(file, []byte(tt.policy), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				args = append(args, "-policy", file)
+			}
+			var out bytes.Buffer
+			if err := run(t.Context(), args, env(nil), &out, io.Discard); err != nil {
+				t.Fatal(err)
+			}
+			if !strings.Contains(out.String(), tt.refused) || !strings.Contains(out.String(), tt.warned) {
+				t.Errorf("want %q and %q in\n%s", tt.refused, tt.warned, out.String())
+			}
+			if tt.warned == "" && strings.Contains(out.String(), "WARNING") {
+				t.Errorf("a warning of nothing in\n%s", out.String())
+			}
+		})
+	}
+}
+
 func TestExplain(t *testing.T) {
 	s := upstreamtest.Shared(t)
 	s.Exec(t, "CREATE TABLE IF NOT EXISTS keyed (id int PRIMARY KEY, name text); GRANT ALL ON keyed TO app")

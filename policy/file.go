@@ -29,6 +29,20 @@ func Builtin() *Policy {
 	return &Policy{fallback: &rule}
 }
 
+// GrantsOnly is the policy where there is no file and access comes by tailnet
+// grants: whoever has no grant is refused. The built-in default would let a
+// caller whose read grant is taken away go on with write access.
+func GrantsOnly() *Policy { return new(Policy) }
+
+// Default is the rule for people of this tailnet whom neither a grant nor the
+// policy names; ok is false where they are refused.
+func (p *Policy) Default() (rule Rule, ok bool) {
+	if p.fallback == nil {
+		return Rule{}, false
+	}
+	return *p.fallback, true
+}
+
 // LoadFile reads a policy file. Its error joins everything that is wrong with
 // the file, each with line and column.
 func LoadFile(path string) (*Policy, error) {

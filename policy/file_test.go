@@ -84,6 +84,7 @@ func TestRuleFor(t *testing.T) {
 		{"shared device not named", p, stranger, "shared", "shared in"},
 		{"tagged, built in", Builtin(), runner, "tagged", "Tagged nodes must be named"},
 		{"shared, built in", Builtin(), stranger, "shared", "shared in"},
+		{"without a grant, where grants are all there is", GrantsOnly(), carol, "default", "Ask for a grant"},
 		{"granted, with no value", p, Caller{Login: "alice@example.com", Granted: true}, "grant", "without a rule"},
 		{"granted, unreadable", p, granted(`{"access": "admim"}`), "grant", "None of the caller's grants can be read"},
 	} {
@@ -100,6 +101,21 @@ func TestRuleFor(t *testing.T) {
 				t.Errorf("a refused caller has access %v", rule.Access)
 			}
 		})
+	}
+}
+
+// Where grants are all there is, somebody with one is judged by it, and losing
+// it never widens the access.
+func TestGrantsOnly(t *testing.T) {
+	p := GrantsOnly()
+	if rule, err := p.RuleFor(granted(`{"access": "read"}`)); err != nil || rule.Access != Read {
+		t.Errorf("with a grant: got %+v, %v", rule, err)
+	}
+	if rule, ok := p.Default(); ok || rule.Access != NoAccess {
+		t.Errorf("the default is %+v, want none", rule)
+	}
+	if rule, ok := Builtin().Default(); !ok || rule.Access != Write {
+		t.Errorf("the built-in default is %+v, %v", rule, ok)
 	}
 }
 
