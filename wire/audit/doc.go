@@ -17,11 +17,18 @@
 //
 // # The chain
 //
-// Each line ends in "prev", the hash of the line before it, and "hash", the
-// SHA-256 of the line's own bytes up to the comma before "hash". A line that
-// was altered, removed or moved breaks the chain, and [Verify] finds the
-// place. The chain goes on across rotations and restarts; a prev of zeros
-// starts one.
+// Each line ends in "prev", the hash of the line before it, and its own "hash".
+// That is made in two steps, so that writers wait for each other only while
+// some hundred bytes are hashed, however long a record is:
+//
+//	body = SHA-256 of the line up to and including "chain":2
+//	hash = SHA-256 of the 32 bytes of body, and the rest up to the comma before "hash"
+//
+// Lines without "chain" were written by older versions: there the hash is the
+// SHA-256 of the line up to the comma before "hash". A log may begin with those
+// and go on with the others. A line that was altered, removed or moved breaks
+// the chain, and [Verify] finds the place. The chain goes on across rotations
+// and restarts; a prev of zeros starts one.
 //
 // The hash has no key. The chain shows damage, accidents and careless edits;
 // it does not stop somebody who can write the file from computing all later

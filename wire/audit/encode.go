@@ -3,14 +3,17 @@ package audit
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 )
 
 // appendRecord appends r as a JSON object without its closing brace, which
-// the chain's fields precede. A statement longer than maxSQL bytes is cut. It is
-// written by hand as two records are encoded for each statement of a session.
+// the chain's fields precede. A statement longer than maxSQL bytes, or twice that
+// as JSON, is cut. It is written by hand as two records are encoded for each
+// statement of a session.
 func appendRecord(b []byte, r *Record, maxSQL int) []byte {
 	b = append(b, `{"time":"`...)
 	b = r.Time.UTC().AppendFormat(b, time.RFC3339Nano)
@@ -32,8 +35,9 @@ func appendRecord(b []byte, r *Record, maxSQL int) []byte {
 	b = appendText(b, "client", r.Client)
 	b = appendText(b, "requested_user", r.RequestedUser)
 	b = appendText(b, "reason", r.Reason)
+	b = appendText(b, "end_reason", r.EndReason)
 
-	b = appendSQL(b, r.SQL, maxSQL)
+	b = appendSQL(b, r, maxSQL)
 	b = appendTrue(b, "sql_redacted", r.SQLRedacted)
 	b = appendText(b, "fingerprint", r.Fingerprint)
 	b = appendList(b, "kinds", r.Kinds)
@@ -57,32 +61,93 @@ func appendRecord(b []byte, r *Record, maxSQL int) []byte {
 	return appendIntPtr(b, "statements", r.Statements)
 }
 
-// appendSQL appends the statement, cut at maxSQL bytes. Where the record does
-// not hold the statement as it is, its length and hash tell what it was: of
-// the text in the record, that is after masking, so that the hash tells
-// nothing of a secret.
-func appendSQL(b []byte, sql string, maxSQL int) []byte {
-	kept := cutText(sql, maxSQL)
-	b = appendText(b, "sql", kept)
-	if len(kept) == len(sql) && utf8.ValidString(sql) {
-		return b
+// appendSQL appends the statement and what is to be known of one that the
+// record does not hold as it is.
+func appendSQL(b []byte, r *Record, maxSQL int) []byte {
+	sql, length, sum, cut := r.SQL, r.SQLLength, r.SQLSHA256, r.SQLCut
+	if kept := cutText(sql, maxSQL, 2*maxSQL); len(kept) < len(sql) || !utf8.ValidString(sql) {
+		length, sum, cut = max(length, int64(len(sql))), textSum(sql), cut || len(kept) < len(sql)
+		sql = kept
 	}
-	sum := sha256.Sum256([]byte(sql))
-	b = appendInt(b, "sql_length", int64(len(sql)))
-	b = appendText(b, "sql_sha256", hex.EncodeToString(sum[:]))
-	return appendTrue(b, "sql_cut", len(kept) < len(sql))
+	if len(sql) > longText {
+		b = slices.Grow(b, jsonSize(sql)+longText)
+	}
+	b = appendText(b, "sql", sql)
+	b = appendInt(b, "sql_length", length)
+	b = appendText(b, "sql_sha256", sum)
+	return appendTrue(b, "sql_cut", cut)
 }
 
-// cutText is the longest prefix of s of at most n bytes that ends with a
-// character.
-func cutText(s string, n int) string {
-	if len(s) <= n {
+// CutSQL keeps no more than the first n bytes of the statement, up to the end
+// of a character. The record then tells the length and the hash of all of it.
+func (r *Record) CutSQL(n int) {
+	kept := cutText(r.SQL, n, 6*n)
+	if len(kept) == len(r.SQL) {
+		return
+	}
+	r.SQLLength, r.SQLSHA256, r.SQLCut = int64(len(r.SQL)), textSum(r.SQL), true
+	r.SQL = strings.Clone(kept) // which does not keep the rest in memory
+}
+
+// longText is the length in bytes from which a buffer is made in the right size
+// at once, rather than by doubling.
+const longText = 16 << 10
+
+// cutText is the longest prefix of s, up to the end of a character, of at most
+// n bytes, and of at most so many as JSON.
+func cutText(s string, n, asJSON int) string {
+	if len(s) <= n && 6*len(s) <= asJSON {
 		return s
 	}
-	for n > 0 && !utf8.RuneStart(s[n]) {
-		n--
+	for i := 0; i < len(s); {
+		size, width := jsonWidth(s, i)
+		n, asJSON = n-size, asJSON-width
+		if n < 0 || asJSON < 0 {
+			return s[:i]
+		}
+		i += size
 	}
-	return s[:n]
+	return s
+}
+
+// jsonSize is the length of s as JSON, without the quotes around it.
+func jsonSize(s string) int {
+	n := 0
+	for i := 0; i < len(s); {
+		size, width := jsonWidth(s, i)
+		i, n = i+size, n+width
+	}
+	return n
+}
+
+// jsonWidth is how many bytes the character at s[i] has, and how many as JSON.
+func jsonWidth(s string, i int) (size, width int) {
+	switch c := s[i]; {
+	case c >= utf8.RuneSelf:
+		r, size := utf8.DecodeRuneInString(s[i:])
+		if r == utf8.RuneError && size == 1 {
+			return 1, 6
+		}
+		return size, size
+	case c == '"' || c == '\\' || shortEscape(c) != 0:
+		return 1, 2
+	case c < ' ':
+		return 1, 6
+	}
+	return 1, 1
+}
+
+// textSum is the SHA-256 of a text, in hexadecimal. The text is copied piece by
+// piece.
+func textSum(s string) string {
+	h := sha256.New()
+	var piece [8 << 10]byte
+	for len(s) > 0 {
+		n := copy(piece[:], s)
+		h.Write(piece[:n])
+		s = s[n:]
+	}
+	return hex.EncodeToString(h.Sum(nil))
 }
 
 func appendName(b []byte, name string) []byte {
@@ -155,13 +220,11 @@ func appendString(b []byte, s string) []byte {
 			continue
 		}
 		b = append(b, s[start:i]...)
-		switch c {
-		case '"', '\\':
+		switch e := shortEscape(c); {
+		case c == '"' || c == '\\':
 			b = append(b, '\\', c)
-		case '\n':
-			b = append(b, '\\', 'n')
-		case '\t':
-			b = append(b, '\\', 't')
+		case e != 0:
+			b = append(b, '\\', e)
 		default:
 			b = append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
 		}
@@ -170,4 +233,22 @@ func appendString(b []byte, s string) []byte {
 	}
 	b = append(b, s[start:]...)
 	return append(b, '"')
+}
+
+// shortEscape is the letter that stands for a control character behind a
+// backslash, 0 where there is none.
+func shortEscape(c byte) byte {
+	switch c {
+	case '\b':
+		return 'b'
+	case '\f':
+		return 'f'
+	case '\n':
+		return 'n'
+	case '\r':
+		return 'r'
+	case '\t':
+		return 't'
+	}
+	return 0
 }

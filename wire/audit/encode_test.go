@@ -1,6 +1,8 @@
 package audit
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"reflect"
 	"strings"
@@ -106,6 +108,53 @@ func TestCutStatement(t *testing.T) {
 	}
 }
 
+// TestCutRecord: a session keeps the head of a statement that it refuses.
+func TestCutRecord(t *testing.T) {
+	whole := strings.Repeat("é", 3000)
+	r := Record{SQL: whole}
+	r.CutSQL(4097)
+	sum := sha256.Sum256([]byte(whole))
+	if r.SQL != whole[:4096] || !r.SQLCut || r.SQLLength != 6000 || r.SQLSHA256 != hex.EncodeToString(sum[:]) {
+		t.Errorf("got %d bytes, %v, %d, %s", len(r.SQL), r.SQLCut, r.SQLLength, r.SQLSHA256)
+	}
+	var got Record
+	line := append(appendRecord(nil, &r, DefaultMaxSQL), '}')
+	if err := json.Unmarshal(line, &got); err != nil || !reflect.DeepEqual(got.SQL, r.SQL) || got.SQLSHA256 != r.SQLSHA256 {
+		t.Errorf("the record says %s", line)
+	}
+	short := Record{SQL: "SELECT 1"}
+	short.CutSQL(4096)
+	if short.SQLCut || short.SQLLength != 0 || short.SQLSHA256 != "" {
+		t.Errorf("got %+v", short)
+	}
+}
+
+// TestJSONSize bounds what a statement may take in the log: one of control
+// characters alone is cut, and any other of that length is not.
+func TestJSONSize(t *testing.T) {
+	const n = 1 << 20
+	for _, tt := range []struct {
+		text string
+		cut  bool
+	}{
+		{"x", false}, {"\n", false}, {"\"", false}, {"\\", false}, {"\t\r\b\f", false}, {"漢", false}, {"\x01", true}, {"x\x01", true}, {"\x01xxxxxx", false},
+	} {
+		sql := strings.Repeat(tt.text, n/len(tt.text))
+		line := append(appendRecord(nil, &Record{SQL: sql}, n), '}')
+		var got Record
+		if err := json.Unmarshal(line, &got); err != nil {
+			t.Fatal(err)
+		}
+		if got.SQLCut != tt.cut || len(line) > 2*n+200 || (got.SQL == sql) == tt.cut || !strings.HasPrefix(sql, got.SQL) {
+			t.Errorf("%q: %d bytes of %d kept, a line of %d, cut %v", tt.text, len(got.SQL), len(sql), len(line), got.SQLCut)
+		}
+		quoted := appendString(nil, sql)
+		if jsonSize(sql) != len(quoted)-2 {
+			t.Errorf("%q: %d bytes of JSON, %d foreseen", tt.text, len(quoted)-2, jsonSize(sql))
+		}
+	}
+}
+
 func FuzzEncode(f *testing.F) {
 	f.Add("SELECT 'x'\x00\xff\u2028")
 	f.Fuzz(func(t *testing.T, s string) {
@@ -113,6 +162,9 @@ func FuzzEncode(f *testing.F) {
 		var got Record
 		if err := json.Unmarshal(line, &got); err != nil {
 			t.Fatalf("%q: %v", line, err)
+		}
+		if n := len(appendString(nil, s)) - 2; n != jsonSize(s) {
+			t.Errorf("%d bytes as JSON, %d foreseen", n, jsonSize(s))
 		}
 		if want := strings.ToValidUTF8(s, "\ufffd"); strings.ToValidUTF8(s, "") == s && got.SQL != want {
 			t.Errorf("got %q, want %q", got.SQL, want)

@@ -21,10 +21,9 @@ const (
 // stable; fields may be added. Empty fields are left out, apart from those
 // that say something by being zero (pointers below).
 //
-// The Writer adds fields of its own. "sql_cut", with "sql_length" and
-// "sql_sha256" of the whole, marks a statement that was too long to keep.
-// "torn" counts bytes before the record that are no record, left by a crash.
-// "prev" and "hash" are the chain: see the package comment.
+// The Writer adds fields of its own. "torn" counts bytes before the record that
+// are no record, left by a crash. "chain", "prev" and "hash" are the chain: see
+// the package comment.
 type Record struct {
 	Time    time.Time `json:"time"`
 	Event   Event     `json:"event"`
@@ -47,12 +46,21 @@ type Record struct {
 	ApplicationName string `json:"application_name,omitempty"` // the stamp
 	Client          string `json:"client,omitempty"`           // the client's own application_name
 	RequestedUser   string `json:"requested_user,omitempty"`
-	Reason          string `json:"reason,omitempty"` // pgproxy.reason, or why a session ended
+	Reason          string `json:"reason,omitempty"`     // pgproxy.reason: the user's own
+	EndReason       string `json:"end_reason,omitempty"` // why a session or statement was ended, or who wanted it
 
 	// What was asked, and the verdict on it.
-	SQL         string   `json:"sql,omitempty"`
-	SQLRedacted bool     `json:"sql_redacted,omitempty"` // literals in sql were masked
-	Fingerprint string   `json:"fingerprint,omitempty"`  // the same for texts that differ in literals only
+	SQL         string `json:"sql,omitempty"`
+	SQLRedacted bool   `json:"sql_redacted,omitempty"` // literals in sql were masked
+	// SQLCut says that sql is only the beginning of the statement, of which
+	// SQLLength is the length in bytes, and SQLSHA256 the hash. The hash is of
+	// the text after masking, so that it tells nothing of a secret; it is left
+	// out where only the beginning was masked. Length and hash are also there
+	// for a text that is not UTF-8, which JSON cannot hold as it is.
+	SQLLength   int64    `json:"sql_length,omitempty"`
+	SQLSHA256   string   `json:"sql_sha256,omitempty"`
+	SQLCut      bool     `json:"sql_cut,omitempty"`
+	Fingerprint string   `json:"fingerprint,omitempty"` // the same for texts that differ in literals only
 	Kinds       []string `json:"kinds,omitempty"`
 	Verdict     string   `json:"verdict,omitempty"` // "allow" or "deny"
 	Rule        string   `json:"rule,omitempty"`

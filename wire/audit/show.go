@@ -168,26 +168,18 @@ type viewer struct {
 	day string            // the date printed last
 }
 
-// shownLine is a record with what the Writer added.
-type shownLine struct {
-	Record
-	SQLCut    bool  `json:"sql_cut"`
-	SQLLength int64 `json:"sql_length"`
-}
-
 // show prints one line of the log, if it is asked for.
 func (v *viewer) show(line []byte) error {
-	var l shownLine
-	if err := json.Unmarshal(line, &l); err != nil {
+	r := &Record{}
+	if err := json.Unmarshal(line, r); err != nil {
 		if !v.asJSON && v.session == "" && v.user == "" {
 			_, err := fmt.Fprintf(v.out, "(%d bytes that are no record)\n", len(line))
 			return err
 		}
 		return nil
 	}
-	r := &l.Record
-	if l.SQLCut {
-		r.SQL += fmt.Sprintf("… (cut: %d bytes in all)", l.SQLLength)
+	if r.SQLCut {
+		r.SQL += fmt.Sprintf("… (cut: %d bytes in all)", r.SQLLength)
 	}
 	if r.User != "" && r.Session != "" {
 		v.who[r.Session] = r.User
@@ -248,6 +240,7 @@ func tell(r *Record) string {
 		tellOutcome(&b, r)
 	default:
 		b.WriteString(string(r.Event))
+		tellIf(&b, ": %s", r.EndReason)
 		tellIf(&b, " %s", r.SQL)
 		tellIf(&b, " %s", r.Tampered)
 		tellIf(&b, " by rule %s", r.Rule)

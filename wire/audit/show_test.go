@@ -27,7 +27,7 @@ func storyLog(t *testing.T) string {
 		{Event: Query, Session: "c3d4", Seq: 2, SQL: "SELECT '\x1b[2J\u202e" + strings.Repeat("x", 100) + "'", Verdict: "allow"},
 		{Event: Result, Session: "c3d4", Seq: 2, Truncated: true, Cancelled: true, Affected: &rows, SQLState: "54000", Error: "row cap"},
 		{Event: Tamper, Session: "c3d4", Tampered: "application_name"},
-		{Event: Disconnect, Session: "a1b2", Reason: "client closed", DurationMS: &ms},
+		{Event: Disconnect, Session: "a1b2", EndReason: "client closed", Reason: "INC-123", DurationMS: &ms},
 	} {
 		r.Time = now.Add(time.Duration(i-20) * time.Minute)
 		if err := w.Write(&r); err != nil {
@@ -65,7 +65,7 @@ func TestShow(t *testing.T) {
 		`SELECT '\x1b[2J\u202exxx`, "… (cut: ",
 		"3 rows changed, cut off by a cap, cancelled ERROR 54000: row cap",
 		"tamper application_name",
-		"disconnect (12.3 ms) [client closed]",
+		"disconnect: client closed (12.3 ms) [INC-123]",
 		"(6 bytes that are no record)",
 	} {
 		if !strings.Contains(all, want) {

@@ -213,8 +213,8 @@ func follows(s span, spans []span) bool {
 func spanOf(name string) (span, error) {
 	s := span{name: name, begun: time.Unix(1<<40, 0)}
 	err := linesOf(name, func(_ Place, line []byte) error {
-		prev, hash, body := claims(bytes.TrimSuffix(line, []byte("\n")))
-		if body == nil {
+		prev, hash, _, ok := claims(bytes.TrimSuffix(line, []byte("\n")))
+		if !ok {
 			return nil
 		}
 		if s.last == (link{}) {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/gzip"
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -28,6 +29,12 @@ func sampleLog(t *testing.T) [][]byte {
 	return slices.Collect(bytes.Lines(data))
 }
 
+// seal1 makes a line of a record's fields.
+func seal1(fields string, prev link) ([]byte, link) {
+	b := []byte(fields + chainMark)
+	return closeRecord(b, sha256.Sum256(b), prev, 0)
+}
+
 // TestTampering alters a log in the ways people do, and requires the line
 // where it shows.
 func TestTampering(t *testing.T) {
@@ -50,7 +57,7 @@ func TestTampering(t *testing.T) {
 		{"a line put in", func(l [][]byte) [][]byte { return slices.Insert(l, 4, []byte("{\"sql\":\"SELECT 3\"}\n")) }, 5, "no record"},
 		{"a good record, sealed anew", func(l [][]byte) [][]byte {
 			prev, _, _ := links(bytes.TrimSuffix(l[4], []byte("\n")))
-			l[4], _ = closeRecord([]byte(`{"sql":"SELECT 5"`), 0, prev, 0)
+			l[4], _ = seal1(`{"sql":"SELECT 5"`, prev)
 			return l
 		}, 6, "missing or altered"},
 		{"the hash cut off", func(l [][]byte) [][]byte { l[4] = append(l[4][:40], '\n'); return l }, 5, "no record"},
@@ -131,11 +138,71 @@ func TestVerifyAcrossFiles(t *testing.T) {
 	}
 }
 
+// oldLog is a log of a version whose records were hashed in one piece, with a
+// line that a crash has torn.
+const oldLog = "testdata/chain1.jsonl"
+
+// TestOldLog goes on with a log of an older version: it is sound before and
+// after, and what is altered on either side of the seam is found.
+func TestOldLog(t *testing.T) {
+	report := sound(t, 5, oldLog)
+	if len(report.Notes) != 2 || report.Hash != "9be87414fd4712cbfe7ba6dd9c4f5e56af9ff469f35c8e1c7a5bcecb397db0fe" {
+		t.Errorf("the old log alone: %+v", report)
+	}
+	old, err := os.ReadFile(oldLog)
+	if err != nil {
+		t.Fatal(err)
+	}
+	path := filepath.Join(t.TempDir(), "audit.log")
+	if err := os.WriteFile(path, append(old, `{"torn`...), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w := open(t, path, Options{})
+	write(t, w, "six", "seven")
+	w.Close()
+	sound(t, 7, path)
+	data, err := os.ReadFile(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := bytes.Count(data, []byte(chainMark)); n != 2 {
+		t.Errorf("%d lines of the new kind", n)
+	}
+	out := show(t, path)
+	for _, want := range []string{"update orders", "disconnect", "seven"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("audit show lacks %q:\n%s", want, out)
+		}
+	}
+	for _, tt := range []struct {
+		from, to string
+		line     int
+	}{
+		{"'paid'", "'lost'", 2},
+		{`"torn":28`, `"torn":29`, 4},
+		{`"torn":7`, `"torn":6`, 7},
+		{`"sql":"six"`, `"sql":"sex"`, 7},
+		{`"chain":2,"torn"`, `"chain":3,"torn"`, 7},
+		{`,"chain":2`, ``, 7}, // the first of them
+		{`"reason":"client"`, `"reason":"client","chain":2`, 6},
+	} {
+		altered := bytes.Replace(data, []byte(tt.from), []byte(tt.to), 1)
+		if bytes.Equal(altered, data) {
+			t.Fatalf("%s is not there", tt.from)
+		}
+		os.WriteFile(path, altered, 0o600)
+		report, err := Verify(path)
+		if err != nil || report.Break == nil || report.Break.Line != tt.line {
+			t.Errorf("%s for %s: found %v, %v; want line %d", tt.to, tt.from, report.Break, err, tt.line)
+		}
+	}
+}
+
 func FuzzTail(f *testing.F) {
 	f.Add([]byte("x\n"))
 	f.Add([]byte("\x00\n\n\n"))
 	f.Fuzz(func(t *testing.T, junk []byte) {
-		line, hash := closeRecord([]byte(`{"a":1`), 0, origin, 0)
+		line, hash := seal1(`{"a":1`, origin)
 		got, err := readTail(bytes.NewReader(append(line, junk...)), int64(len(line)+len(junk)))
 		want := tail{last: hash, dirty: int64(len(junk)), open: len(junk) > 0 && junk[len(junk)-1] != '\n'}
 		if err != nil || got != want {

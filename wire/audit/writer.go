@@ -1,12 +1,14 @@
 package audit
 
 import (
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -49,15 +51,17 @@ type Options struct {
 	// name that bears the time, and a new one begun; 0 means never. A record
 	// is never split.
 	MaxSize int64
-	// MaxSQL is how much of a statement is kept, in bytes; 0 means
-	// DefaultMaxSQL. A record tells what was cut.
+	// MaxSQL is how much of a statement is kept, in bytes, and half of how much
+	// it may take as JSON; 0 means DefaultMaxSQL. A record tells what was cut.
 	MaxSQL int
 	// Logger hears of failures that no caller of Write is there for; nil
 	// means slog.Default.
 	Logger *slog.Logger
 }
 
-// DefaultMaxSQL is no less than any statement that a session accepts.
+// DefaultMaxSQL is no less than any statement that a session accepts. Only one
+// that is full of control characters, each of which takes six bytes in JSON, is
+// cut all the same.
 const DefaultMaxSQL = 16 << 20
 
 const (
@@ -88,7 +92,6 @@ type Writer struct {
 	looked   time.Time  // when f was last seen to be there
 	// lookInterval is how long a file that somebody removed may go unnoticed.
 	lookInterval time.Duration
-	line         []byte // buffer for a record
 	written      uint64 // records the kernel has taken
 	failure      error  // of the last write, nil if it was well
 	closed       bool
@@ -121,20 +124,33 @@ func Open(path string, o Options) (*Writer, error) {
 	return w, nil
 }
 
-// bodies holds buffers for records being encoded, outside of the lock.
-var bodies = sync.Pool{New: func() any { return new([]byte) }}
+// line is a record on its way into the log. What takes time in proportion to
+// the record is done without the Writer's lock.
+type line struct {
+	b    []byte            // a newline, and then the record
+	body [sha256.Size]byte // the hash of the record
+}
+
+// lines holds buffers for records that are being encoded.
+var lines = sync.Pool{New: func() any { return &line{b: []byte("\n")} }}
+
+func (l *line) encode(r *Record, maxSQL int) {
+	l.b = append(appendRecord(l.b[:1], r, maxSQL), chainMark...)
+	l.b = slices.Grow(l.b, chainSize)
+	l.body = sha256.Sum256(l.b[1:])
+}
 
 // Write appends a record. When it returns nil, the kernel has the whole line,
 // and with SyncAlways the disk has it, other than a Result. After an error the caller must take it that
 // the record does not exist, though it may.
 func (w *Writer) Write(r *Record) error {
-	body := bodies.Get().(*[]byte)
-	*body = appendRecord((*body)[:0], r, w.opts.MaxSQL)
+	l := lines.Get().(*line)
+	l.encode(r, w.opts.MaxSQL)
 	w.mu.Lock()
-	seq, durable, err := w.appendLocked(*body)
+	seq, durable, err := w.appendLocked(l)
 	w.mu.Unlock()
-	if cap(*body) <= keptBuffer {
-		bodies.Put(body)
+	if cap(l.b) <= keptBuffer {
+		lines.Put(l)
 	}
 	if err == nil && durable && r.Event != Result {
 		err = w.waitSynced(seq)
@@ -147,24 +163,21 @@ func (w *Writer) Write(r *Record) error {
 
 // appendLocked writes one line and returns its number, and whether it has to
 // be waited for.
-func (w *Writer) appendLocked(body []byte) (seq uint64, durable bool, err error) {
-	if err := w.readyLocked(len(body) + chainSize); err != nil {
+func (w *Writer) appendLocked(l *line) (seq uint64, durable bool, err error) {
+	if err := w.readyLocked(len(l.b) + chainSize); err != nil {
 		w.failure = err
 		return 0, false, err
 	}
-	line, torn := w.line[:0], w.end.dirty
+	torn, first := w.end.dirty, 1
 	if w.end.open {
-		line = append(line, '\n')
+		first = 0 // the newline closes the torn line, and counts as a part of it
 		if torn > 0 {
 			torn++
 		}
 	}
-	start := len(line)
-	line, hash := closeRecord(append(line, body...), start, w.end.last, torn)
-	if cap(line) <= keptBuffer {
-		w.line = line
-	}
-	n, err := w.f.Write(line)
+	b, hash := closeRecord(l.b, l.body, w.end.last, torn)
+	l.b = b
+	n, err := w.f.Write(b[first:])
 	if err != nil {
 		w.failLocked(n, err)
 		return 0, false, err
