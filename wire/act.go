@@ -63,7 +63,7 @@ func (srv *Server) Kill(by Viewer, id string) error {
 		return err
 	}
 	rec := s.newRecord(audit.Cancel)
-	rec.Reason, rec.Verdict = "session ended by "+by.name(), "allow"
+	rec.EndReason, rec.Verdict = "session ended by "+by.name(), "allow"
 	if err := srv.write(rec); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnrecorded, err)
 	}
@@ -85,7 +85,7 @@ func (srv *Server) target(by Viewer, id string) (*session, error) {
 	}
 	srv.metrics.cancel("refused")
 	rec := s.newRecord(audit.Cancel)
-	rec.Reason, rec.Verdict, rec.Rule = by.name()+" wanted to act on this session", "deny", "may_kill"
+	rec.EndReason, rec.Verdict, rec.Rule = by.name()+" wanted to act on this session", "deny", "may_kill"
 	rec.SQLState, rec.Error = codeInsufficientPriv, ErrNotAllowed.Error()
 	srv.record(rec)
 	return nil, ErrNotAllowed

@@ -175,9 +175,9 @@ func sameNode(a, b policy.Caller) bool {
 // recorded either way.
 func (s *session) cancelStatement(ctx context.Context, seq int64, by string) error {
 	rec := s.newRecord(audit.Cancel)
-	rec.Reason = "user request"
+	rec.EndReason = "user request"
 	if by != "" {
-		rec.Reason = "statement cancelled by " + by
+		rec.EndReason = "statement cancelled by " + by
 	}
 	defer func() { s.srv.record(rec) }()
 

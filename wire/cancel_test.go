@@ -286,7 +286,7 @@ func TestCancelThatFails(t *testing.T) {
 			p.records.await(t, "the result", func(rec audit.Record) bool {
 				return rec.Event == audit.Result && rec.Seq == 2 && rec.SQLState == "08006"
 			})
-			if rec := p.records.event(t, audit.Disconnect); rec.Reason != string(reasonCancelLost) {
+			if rec := p.records.event(t, audit.Disconnect); rec.EndReason != string(reasonCancelLost) {
 				t.Errorf("recorded %+v", rec)
 			}
 		})

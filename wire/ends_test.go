@@ -54,8 +54,8 @@ func (p *proxy) awaitGone(t testing.TB, c *client) {
 func (p *proxy) disconnected(t *testing.T, why reason) audit.Record {
 	t.Helper()
 	rec := p.records.event(t, audit.Disconnect)
-	if rec.Reason != string(why) {
-		t.Errorf("the session ended by %q, want %q", rec.Reason, why)
+	if rec.EndReason != string(why) {
+		t.Errorf("the session ended by %q, want %q", rec.EndReason, why)
 	}
 	return rec
 }

@@ -440,8 +440,8 @@ func TestStatementTimeout(t *testing.T) {
 	rec := p.records.await(t, "the end of the stuck session", func(r audit.Record) bool {
 		return r.Event == audit.Disconnect && r.UpstreamPID == stuck.pid
 	})
-	if rec.Reason != string(reasonStuck) {
-		t.Errorf("reason %q", rec.Reason)
+	if rec.EndReason != string(reasonStuck) {
+		t.Errorf("reason %q", rec.EndReason)
 	}
 	holds(t, "SELECT count(*) FROM pg_stat_activity WHERE pid = "+strconv.Itoa(int(stuck.pid)), "0")
 }

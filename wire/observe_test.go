@@ -193,7 +193,7 @@ func TestCancelByAPerson(t *testing.T) {
 	}
 	for i, rec := range got {
 		w := want[i]
-		if rec.Seq != w.seq || rec.Verdict != w.verdict || rec.Cancelled != w.cancelled || rec.Reason != w.reason || rec.Session != id || rec.User != "alice@example.com" {
+		if rec.Seq != w.seq || rec.Verdict != w.verdict || rec.Cancelled != w.cancelled || rec.EndReason != w.reason || rec.Session != id || rec.User != "alice@example.com" {
 			t.Errorf("record %d: %+v, want %+v", i, rec, w)
 		}
 	}
@@ -241,7 +241,7 @@ func TestKill(t *testing.T) {
 			p.disconnected(t, reasonKilled)
 			var order []audit.Event
 			for _, rec := range p.cancelRecords() {
-				order = append(order, audit.Event(rec.Verdict+": "+rec.Reason))
+				order = append(order, audit.Event(rec.Verdict+": "+rec.EndReason))
 			}
 			if len(order) != 2 || order[0] != "deny: observer@example.com on console wanted to act on this session" ||
 				order[1] != "allow: session ended by reaper@example.com on console" {
@@ -251,6 +251,55 @@ func TestKill(t *testing.T) {
 				t.Errorf("a second time: %v", err)
 			}
 		})
+	}
+}
+
+// TestReasonStays requires that the user's reason is in every record of a
+// session, whoever cancels its statements or ends it: why that was so stands
+// beside it.
+func TestReasonStays(t *testing.T) {
+	p := startProxy(t)
+	c := p.login(t, "options", "-c pgproxy.reason=INC-123")
+	id := p.infoOf(t, c).ID
+	c.query("SELECT 1")
+	c.send(frame.AppendQuery(nil, "SELECT pg_sleep(61)"))
+	p.awaitActive(t, "SELECT pg_sleep(61)")
+	p.cancel(t, "127.0.0.1", c)
+	if got := c.answer(); got != userCancel {
+		t.Errorf("got %s", got)
+	}
+	p.Cancel(t.Context(), reaper(), id, 0)
+	p.Cancel(t.Context(), observer(), id, 0)
+	c.query("DROP TABLE t")
+	if err := p.Kill(reaper(), id); err != nil {
+		t.Fatal(err)
+	}
+	c.ended()
+	if rec := p.disconnected(t, reasonKilled); rec.Reason != "INC-123" {
+		t.Errorf("the disconnect record has the reason %q", rec.Reason)
+	}
+	ends := map[string]int{}
+	for _, rec := range p.records.all() {
+		if rec.Event != audit.Lift && rec.Reason != "INC-123" {
+			t.Errorf("the %s record has the reason %q", rec.Event, rec.Reason)
+		}
+		if rec.EndReason != "" {
+			ends[string(rec.Event)+": "+rec.EndReason]++
+		}
+	}
+	for _, want := range []string{
+		"cancel: user request",
+		"cancel: statement cancelled by reaper@example.com on console",
+		"cancel: observer@example.com on console wanted to act on this session",
+		"cancel: session ended by reaper@example.com on console",
+		"disconnect: " + string(reasonKilled),
+	} {
+		if ends[want] != 1 {
+			t.Errorf("%d records say %q: %v", ends[want], want, ends)
+		}
+	}
+	if len(ends) != 5 {
+		t.Errorf("records of an end: %v", ends)
 	}
 }
 

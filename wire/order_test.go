@@ -75,7 +75,7 @@ func TestAuditOrder(t *testing.T) {
 				t.Errorf("fields of a result: %+v", rec)
 			}
 		case audit.Disconnect:
-			if rec.Reason != "client closed" || rec.DurationMS == nil || *rec.Statements != 5 {
+			if rec.EndReason != "client closed" || rec.DurationMS == nil || *rec.Statements != 5 {
 				t.Errorf("fields of the end: %+v", rec)
 			}
 		}

@@ -384,7 +384,7 @@ func (s *session) finish(e *sessionError) {
 	s.tasks.Wait() // cancels still need the upstream's address, none its connection
 	s.up.Close()
 	rec := s.newRecord(audit.Disconnect)
-	rec.Reason = string(e.reason)
+	rec.EndReason = string(e.reason)
 	rec.SQLState = e.code
 	lasted := time.Since(s.began)
 	rec.DurationMS = milliseconds(lasted)

@@ -35,8 +35,8 @@ func (l *live) endsNow(t *testing.T, p *proxy, lost time.Time, told bool) {
 	t.Helper()
 	for _, s := range []*session{l.idle, l.running, l.inTransaction} {
 		s.gone(t, time.Until(lost.Add(soon)))
-		if r := p.disconnect(t, s); r.SQLState != "57P01" || r.Reason != "access revoked" {
-			t.Errorf("%s ended with %s, %q", s.id, r.SQLState, r.Reason)
+		if r := p.disconnect(t, s); r.SQLState != "57P01" || r.EndReason != "access revoked" {
+			t.Errorf("%s ended with %s, %q", s.id, r.SQLState, r.EndReason)
 		}
 	}
 	if n := postgres.Exec(t, "SELECT n FROM "+l.table)[0][0]; n != "1" {

@@ -49,7 +49,7 @@ func TestDrain(t *testing.T) {
 				t.Errorf("the row is %s, want what was committed", n)
 			}
 			for _, s := range []*session{idle, running, inTransaction} {
-				if r := p.disconnect(t, s); r.Reason != "shutdown" || r.SQLState != "57P01" {
+				if r := p.disconnect(t, s); r.EndReason != "shutdown" || r.SQLState != "57P01" {
 					t.Errorf("recorded as %+v", r)
 				}
 			}

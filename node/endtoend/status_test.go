@@ -103,7 +103,7 @@ func TestStatusPage(t *testing.T) {
 	alices.query(t, "SELECT 1")
 	for verdict, reason := range map[string]string{"deny": "alice@example.com on ", "allow": "session ended by oncall@example.com on "} {
 		p.record(t, verdict+" of an act", func(r audit.Record) bool {
-			return r.Event == audit.Cancel && r.Session == bobs.id && r.Verdict == verdict && strings.HasPrefix(r.Reason, reason)
+			return r.Event == audit.Cancel && r.Session == bobs.id && r.Verdict == verdict && strings.HasPrefix(r.EndReason, reason)
 		})
 	}
 }
