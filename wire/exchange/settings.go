@@ -145,8 +145,9 @@ func (s *settings) take(rows [][]string, msg *policy.Message) {
 			s.see(name, value)
 		}
 	}
-	s.known, s.open, s.checkedAt = true, false, time.Now()
+	s.known, s.open = true, false
 	if msg != nil {
+		s.checkedAt = time.Now()
 		s.recent[s.next] = msg
 		s.next = (s.next + 1) % len(s.recent)
 	}
@@ -398,7 +399,16 @@ func (w *run) learn() error {
 	if w.settings.known || w.status == 'E' || !w.touches(all) {
 		return nil
 	}
-	return w.ask()
+	r, err := w.roundTrip(w.settings.question())
+	if err != nil {
+		return err
+	}
+	w.session.Send(r.async)
+	if r.failure != nil {
+		return w.checkFailed(r)
+	}
+	w.settings.take(r.rows, nil) // of before the message
+	return nil
 }
 
 // restoreNow is Restore between two parts of a message. What was changed is
