@@ -6,6 +6,7 @@
 //	pgproxy [flags]                           join the tailnet and serve
 //	pgproxy check [flags]                     read flags and policy, reach the upstream
 //	pgproxy explain [flags] [-as LOGIN] SQL   the verdict on a statement, without running it
+//	pgproxy explain [flags] -f FILE           the same for a file of statements and what is expected
 //	pgproxy audit show|verify [flags] FILE…   read and check audit records
 //	pgproxy version
 //
@@ -13,6 +14,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"errors"
@@ -54,17 +56,28 @@ func main() {
 	args := os.Args[1:]
 	os.Args = os.Args[:1] // -upstream may hold a password, and debug pages show os.Args
 	err := run(context.Background(), args, os.Getenv, os.Stdout, os.Stderr)
-	if err != nil {
+	switch {
+	case err == nil:
+	case errors.Is(err, errRefused):
+		os.Exit(2)
+	default:
 		fmt.Fprintln(os.Stderr, "pgproxy: "+strings.ReplaceAll(err.Error(), "\n", "\npgproxy: "))
 		os.Exit(1)
 	}
 }
 
+// errRefused is explain's answer of no, which it has printed.
+var errRefused = errors.New("refused")
+
 // run is the program, from its arguments to its error. When ctx ends, a proxy
 // that serves drains as on SIGTERM.
 func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
 	command := "serve"
-	if len(args) > 0 && !strings.HasPrefix(args[0], "-") {
+	switch {
+	case len(args) == 0:
+	case slices.Contains([]string{"-v", "-version", "--version"}, args[0]):
+		command = "version"
+	case !strings.HasPrefix(args[0], "-"):
 		command, args = args[0], args[1:]
 	}
 	var do func(context.Context, *config, io.Writer, io.Writer) error
@@ -80,8 +93,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	case "version":
 		_, err := fmt.Fprintln(stdout, version())
 		return err
+	case "help":
+		command, args = "serve", []string{"-h"}
 	default:
-		return fmt.Errorf("unknown command %q: it is check, explain, audit or version, and without one pgproxy serves", command)
+		return fmt.Errorf("unknown command %q: it is check, explain, audit, version or help, and without one pgproxy serves", command)
 	}
 	c, err := parse(command, args, getenv)
 	if errors.Is(err, flag.ErrHelp) {
@@ -140,8 +155,9 @@ type config struct {
 
 	logFormat, logLevel string
 
-	as  string // explain: whose verdict
-	sql string // explain: on what
+	// Of explain: whose verdict, for which database, with which reason, on
+	// which statement or file of them.
+	as, database, reason, sql, file string
 }
 
 // declare declares every flag: the one place for name, default and help, from
@@ -186,6 +202,9 @@ func (c *config) declare(command string) {
 	fs.Var(choice(&c.logLevel, "info", "debug", "info", "warn", "error"), "log-level", "lowest `level` that is logged: debug (with the tailnet's own chatter), info, warn, error")
 	if command == "explain" {
 		fs.StringVar(&c.as, "as", "", "`login` or tag to judge for; empty = somebody whom the policy does not name")
+		fs.StringVar(&c.database, "d", "", "`database` that is asked for at login; empty = none by name")
+		fs.StringVar(&c.reason, "reason", "", "`text` of pgproxy.reason in the session")
+		fs.StringVar(&c.file, "f", "", "`file` of statements, each under a line \"-- expect: LOGIN allow\" or \"-- expect: LOGIN deny RULE\"; exit 0 if all hold")
 	}
 	fs.VisitAll(func(f *flag.Flag) { f.Value = &collected{f.Value, "-" + f.Name, &c.errs} })
 }
@@ -198,7 +217,10 @@ var environment = map[string]string{
 	"control-url":    "TS_CONTROL_URL",
 	"advertise-tags": "TS_ADVERTISE_TAGS",
 	"upstream":       "UPSTREAM_DSN",
-	"as":             "", // a question, not a setting
+	"as":             "", // a question, not a setting, as are those below
+	"d":              "",
+	"reason":         "",
+	"f":              "",
 }
 
 func variable(flagName string) string {
@@ -230,10 +252,12 @@ func parse(command string, args []string, getenv func(string) string) (*config, 
 		}
 	})
 	switch rest := c.flags.Args(); {
-	case command == "explain" && len(rest) == 1:
+	case command == "explain" && len(rest) == 1 && c.file == "":
 		c.sql = rest[0]
-	case command == "explain":
-		c.errs = append(c.errs, errors.New("explain wants one argument, the SQL"))
+	case command == "explain" && (len(rest) > 0 || c.file == ""):
+		c.errs = append(c.errs, errors.New("explain wants one argument, the SQL, or -f FILE and none"))
+	case c.file != "" && c.as != "":
+		c.errs = append(c.errs, errors.New("-as: the lines of -f say for whom"))
 	case len(rest) > 0:
 		c.errs = append(c.errs, fmt.Errorf("unexpected argument %q", rest[0]))
 	}
@@ -284,9 +308,11 @@ func (c *config) printHelp(w io.Writer) error {
 	var b strings.Builder
 	b.WriteString(`pgproxy [flags]                           join the tailnet and serve
 pgproxy check [flags]                     read flags and policy, reach the upstream, say what is in force
-pgproxy explain [flags] [-as LOGIN] SQL   the verdict on a statement, without running it
+pgproxy explain [flags] [-as LOGIN] SQL   the verdict on a statement, without running it: exit 0 allowed, 2 refused, 1 not judged
+pgproxy explain [flags] -f FILE           the same for a file of statements and what is expected: exit 0 if all hold
 pgproxy audit show|verify [flags] FILE…   read and check audit records
 pgproxy version
+pgproxy help                              this
 
 Flags, each with its environment variable:
 `)
@@ -588,14 +614,6 @@ func (p *proxy) dial(ctx context.Context, req upstream.Request) (*upstream.Conn,
 	return login.Dial(ctx, req)
 }
 
-// callerNamed is somebody by a login or by tags, on a device.
-func callerNamed(name, device string) policy.Caller {
-	if strings.HasPrefix(name, "tag:") {
-		return policy.Caller{Tags: strings.Split(name, ","), Node: device}
-	}
-	return policy.Caller{Login: name, Node: device}
-}
-
 // serve runs the proxy until ctx ends or a signal comes, and then drains it.
 func serve(ctx context.Context, c *config, _, stderr io.Writer) error {
 	signalled, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
@@ -719,7 +737,7 @@ func (p *proxy) joinNobody() (*place, error) {
 		"address", ln.Addr().String(), "user", p.devUser, "node", p.devNode)
 	return &place{
 		whoIs: func(_ context.Context, remote net.Addr) (policy.Caller, error) {
-			caller := callerNamed(p.devUser, p.devNode)
+			caller := policy.CallerNamed(p.devUser, p.devNode)
 			caller.Addr = remote.String()
 			return caller, nil
 		},
@@ -996,7 +1014,8 @@ func (p *proxy) describe(w io.Writer) {
 	fmt.Fprintf(w, "audit\t%s, sync %s, SQL %s\n", p.auditLog, p.flags.Lookup("audit-sync").Value, p.flags.Lookup("audit-sql").Value)
 }
 
-// explain says what would come of a statement.
+// explain says what would come of a statement, or compares a file of them with
+// what it expects. Its error is errRefused where the answer is no.
 func explain(ctx context.Context, c *config, stdout, stderr io.Writer) error {
 	p, err := c.load(c.logger(stderr))
 	if err != nil {
@@ -1007,74 +1026,64 @@ func explain(ctx context.Context, c *config, stdout, stderr io.Writer) error {
 		return err
 	}
 	defer judge.Close()
-	who := c.as
-	if who == "" {
-		who = "somebody"
+	x := &policy.Explainer{
+		Rules: p.rule, Judge: judge, Database: c.database, Reason: c.reason, Capability: c.capability, Open: p.openCatalog,
 	}
-	var b strings.Builder
-	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
-	fmt.Fprintf(w, "caller\t%s\n", who)
-	if err := p.explain(ctx, w, judge, callerNamed(who, "")); err != nil {
-		return err
+	if p.upstream != nil {
+		x.Served = policy.Served{Default: p.upstream.Database(), Names: p.databases}
 	}
-	w.Flush() // a strings.Builder takes everything
-	_, err = io.WriteString(stdout, b.String())
-	return err
-}
-
-func (p *proxy) explain(ctx context.Context, w io.Writer, judge *policy.Judge, caller policy.Caller) error {
-	rule, err := p.rule(caller)
-	if refusal, ok := errors.AsType[*policy.Refusal](err); ok {
-		explainRefusal(w, refusal)
-		return nil
+	if c.file != "" {
+		return explainFile(ctx, x, c.file, stdout)
 	}
-	decision, err := p.decide(ctx, judge, &rule)
+	e, err := x.Explain(ctx, policy.CallerNamed(cmp.Or(c.as, "somebody"), ""), c.sql)
 	if err != nil {
+		return fmt.Errorf("not judged: %w", err)
+	}
+	if _, err := e.WriteTo(stdout); err != nil {
 		return err
 	}
-	if decision.Refusal != nil {
-		explainRefusal(w, decision.Refusal)
-	} else {
-		fmt.Fprintf(w, "verdict\tallow\nrule\t%s\n", decision.Rule)
-	}
-	if len(decision.Kinds) > 0 {
-		fmt.Fprintf(w, "kinds\t%s\n", strings.Join(decision.Kinds, ", "))
-	}
-	fmt.Fprintf(w, "by\t%s: %s\n", rule.Source, strings.Join(rule.Describe(), ", "))
-	for _, limit := range rule.Limits() {
-		fmt.Fprintf(w, "%s\t%s\n", limit.Name, limit.Value)
+	if !e.Allowed() {
+		return errRefused
 	}
 	return nil
 }
 
-// decide is the verdict on the statement; one that cannot be read is refused.
-// Where the rule asks for keys, the upstream's catalogue is asked, if there is
-// an upstream.
-func (p *proxy) decide(ctx context.Context, judge *policy.Judge, rule *policy.Rule) (policy.Decision, error) {
-	msg, err := judge.Parse(ctx, p.sql)
-	if refusal, ok := errors.AsType[*policy.Refusal](err); ok {
-		return policy.Decision{Refusal: refusal, Rule: refusal.Rule}, nil
-	}
-	if rule.Where != policy.WhereKey || p.upstream == nil {
-		return policy.Decide(ctx, rule, msg, new(policy.Memory), nil), nil
-	}
-	conn, err := p.greet(ctx, p.upstream)
+// explainFile is a policy's own test.
+func explainFile(ctx context.Context, x *policy.Explainer, file string, stdout io.Writer) error {
+	text, err := os.ReadFile(file)
 	if err != nil {
-		return policy.Decision{}, err
+		return fmt.Errorf("-f: %w", err)
 	}
-	defer conn.Close()
-	return policy.Decide(ctx, rule, msg, new(policy.Memory), conn), nil
+	list, err := policy.ParseExpectations(file, string(text))
+	if err != nil {
+		return err
+	}
+	different, err := x.Test(ctx, stdout, file, list)
+	if err != nil {
+		return err
+	}
+	if different > 0 {
+		fmt.Fprintf(stdout, "%d of %d expectations do not hold\n", different, len(list))
+		return errRefused
+	}
+	_, err = fmt.Fprintf(stdout, "%d expectations hold\n", len(list))
+	return err
 }
 
-func explainRefusal(w io.Writer, r *policy.Refusal) {
-	fmt.Fprintf(w, "verdict\tdeny\nrule\t%s\nerror\t%s %s\n", r.Rule, r.Code, r.Message)
-	if r.Detail != "" {
-		fmt.Fprintf(w, "detail\t%s\n", r.Detail)
+// openCatalog opens a connection for a verdict that needs the keys of a table.
+func (p *proxy) openCatalog(ctx context.Context, rule policy.Rule, database string) (policy.OpenCatalog, error) {
+	if p.upstream == nil {
+		return nil, errors.New("the rule wants to know a table's keys, and -upstream, which knows them, is missing")
 	}
-	if r.Hint != "" {
-		fmt.Fprintf(w, "hint\t%s\n", r.Hint)
+	ctx, cancel := context.WithTimeout(ctx, p.connectTimeout)
+	defer cancel()
+	params := map[string]string{"application_name": "go-proxy explain", "statement_timeout": "10s"}
+	if rule.Access == policy.Read {
+		params["default_transaction_read_only"] = "on"
 	}
-	if r.Position != 0 {
-		fmt.Fprintf(w, "position\t%d\n", r.Position)
+	conn, err := p.dial(ctx, upstream.Request{Database: database, Params: params})
+	if err != nil {
+		return nil, err // not a *Conn of nil
 	}
+	return conn, nil
 }

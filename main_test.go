@@ -159,6 +159,8 @@ func TestRefusedCommandLines(t *testing.T) {
 		{"bogus", "unknown command"},
 		{"check extra -upstream " + dsn, "unexpected argument"},
 		{"explain", "wants one argument"},
+		{"explain -f x SELECT", "wants one argument"},
+		{"explain -f x -as y", "-as"},
 		{"-upstream " + dsn + " -require-tls", "-require-tls"},
 		{"-upstream " + dsn + " -dev-listen 0.0.0.0:0", "loopback"},
 		{"-upstream " + dsn + " -dev-listen 192.0.2.1:5432", "loopback"},
@@ -230,34 +232,115 @@ func TestCheckFallback(t *testing.T) {
 	}
 }
 
-func TestExplain(t *testing.T) {
-	s := upstreamtest.Shared(t)
-	s.Exec(t, "CREATE TABLE IF NOT EXISTS keyed (id int PRIMARY KEY, name text); GRANT ALL ON keyed TO app")
-	policyFile := filepath.Join(t.TempDir(), "policy.hujson")
-	text := `{"callers": {"alice@example.com": {"access": "admin"}, "tag:ci": {"access": "read"}, "key@example.com": {"require_where": "key"}, "out@example.com": null}}`
-	if err := os.WriteFile(policyFile, []byte(text), 0o600); err != nil {
+// exitCode runs pgproxy as somebody in a shell would.
+func exitCode(t *testing.T, vars []string, args ...string) (stdout, stderr string, code int) {
+	t.Helper()
+	cmd := exec.CommandContext(t.Context(), os.Args[0], args...)
+	cmd.Env = append(vars, beMain+"=1")
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	var exit *exec.ExitError
+	if err := cmd.Run(); err != nil && !errors.As(err, &exit) {
 		t.Fatal(err)
 	}
-	for _, tt := range []struct{ as, sql, want string }{
-		{"", "SELECT 1", "allow"},
-		{"", "DROP TABLE t", "deny"},
-		{"alice@example.com", "DROP TABLE t", "allow"},
-		{"tag:ci", "SELECT 1", "allow"},
-		{"tag:ci", "UPDATE t SET a = 1 WHERE id = 1", "deny"},
-		{"tag:other", "SELECT 1", "28000"},
-		{"out@example.com", "SELECT 1", "28000"},
-		{"", "SELEC 1", "42601"},
-		{"key@example.com", "UPDATE keyed SET name = 'x' WHERE id = 1", "allow"},
-		{"key@example.com", "UPDATE keyed SET name = 'x' WHERE name = 'y'", "deny"},
+	return out.String(), errs.String(), cmd.ProcessState.ExitCode()
+}
+
+func TestVersionAndHelp(t *testing.T) {
+	for _, arg := range []string{"version", "-v", "-version", "--version"} {
+		if out, errs, code := exitCode(t, nil, arg); code != 0 || !strings.HasPrefix(out, "pgproxy ") || errs != "" {
+			t.Errorf("%s: exit %d\n%s%s", arg, code, out, errs)
+		}
+	}
+	for _, args := range []string{"help", "-h", "-help", "--help", "check -h", "explain --help"} {
+		if out, errs, code := exitCode(t, nil, strings.Fields(args)...); code != 0 || !strings.Contains(out, "UPSTREAM_DSN") || errs != "" {
+			t.Errorf("%s: exit %d\n%s%s", args, code, out, errs)
+		}
+	}
+	if _, errs, code := exitCode(t, nil, "burn"); code != 1 || !strings.Contains(errs, "unknown command") {
+		t.Errorf("burn: exit %d\n%s", code, errs)
+	}
+}
+
+// Scripts go by the exit code: 0 allowed, 2 refused, 1 not judged.
+func TestExplain(t *testing.T) {
+	s := upstreamtest.Shared(t)
+	s.ExecAs(t, "app", "app", "CREATE TABLE IF NOT EXISTS keyed (id int PRIMARY KEY, name text)")
+	dir := t.TempDir()
+	policyFile := filepath.Join(dir, "policy.hujson")
+	mustWrite(t, policyFile, `{"callers": {
+		"alice@example.com": {"access": "admin", "require_reason": true},
+		"tag:ci": {"access": "read"},
+		"key@example.com": {"require_where": "key"},
+		"crm@example.com": {"databases": ["crm"]},
+		"out@example.com": null}}`)
+	dsn := "UPSTREAM_DSN=" + s.DSN("app", "app")
+	nowhere := "UPSTREAM_DSN=postgres://app:hunter2@127.0.0.1:1/app"
+	for _, tt := range []struct {
+		vars, args string
+		sql        string
+		code       int
+		want       string
+	}{
+		{"", "", "SELECT 1", 0, "allow"},
+		{"", "", "DROP TABLE t", 2, "42501"},
+		{"", "", "SELEC 1", 2, "42601"},
+		{"", "-as alice@example.com", "DROP TABLE t", 2, "require_reason"},
+		{"", "-as alice@example.com -reason INC-123", "DROP TABLE t", 0, "allow"},
+		{"", "-as tag:ci", "SELECT 1", 0, "max_rows"},
+		{"", "-as tag:ci", "UPDATE t SET a = 1 WHERE id = 1", 2, "deny"},
+		{"", "-as tag:other", "SELECT 1", 2, "28000"},
+		{"", "-as out@example.com", "SELECT 1", 2, "28000"},
+		{"", "-capability example.com/cap/db", "SELECT 1", 0, "not known here"},
+		{dsn, "-as key@example.com", "UPDATE keyed SET name = 'x' WHERE id = 1", 0, "allow"},
+		{dsn, "-as key@example.com", "UPDATE keyed SET name = 'x' WHERE name = 'y'", 2, "require_where"},
+		{dsn, "-as crm@example.com -databases crm", "SELECT 1", 2, "Served to you: crm."},
+		{dsn, "-as crm@example.com -databases crm -d crm", "SELECT 1", 0, "database"},
+		{"", "-as key@example.com", "UPDATE keyed SET name = 'x' WHERE id = 1", 1, "-upstream"},
+		{nowhere, "-as key@example.com", "UPDATE keyed SET name = 'x' WHERE id = 1", 1, "refused"},
+		{"", "-reason x", "SELECT 1", 1, "pgproxy.reason"},
+		{"", "-policy " + dir, "SELECT 1", 1, "-policy"},
+		{"", "-f x", "SELECT 1", 1, "wants one argument"},
 	} {
-		var out bytes.Buffer
-		args := []string{"explain", "-policy", policyFile, "-upstream", s.DSN("app", "app"), "-as", tt.as, tt.sql}
-		if err := run(t.Context(), args, env(nil), &out, io.Discard); err != nil {
-			t.Errorf("%s: %v", tt.sql, err)
+		out, errs, code := exitCode(t, strings.Fields(tt.vars), slices.Concat([]string{"explain", "-policy", policyFile}, strings.Fields(tt.args), []string{tt.sql})...)
+		if code != tt.code || !strings.Contains(out+errs, tt.want) || strings.Contains(out+errs, "hunter2") {
+			t.Errorf("%s as %q: exit %d, want %d and %q in\n%s%s", tt.sql, tt.args, code, tt.code, tt.want, out, errs)
 		}
-		if !strings.Contains(out.String(), tt.want) {
-			t.Errorf("%s as %q: %q is missing from:\n%s", tt.sql, tt.as, tt.want, out.String())
+		if code == 1 && out != "" {
+			t.Errorf("%s as %q: not judged, and yet it says\n%s", tt.sql, tt.args, out)
 		}
+	}
+}
+
+// A policy file has a test of its own, for CI.
+func TestExplainFile(t *testing.T) {
+	dir := t.TempDir()
+	policyFile, test := filepath.Join(dir, "policy.hujson"), filepath.Join(dir, "policy.sql")
+	mustWrite(t, policyFile, `{"callers": {"tag:ci": {"access": "read"}}}`)
+	for _, tt := range []struct {
+		text string
+		code int
+		want string
+	}{
+		{"-- expect: tag:ci allow\nSELECT 1;\n-- expect: tag:ci deny access\nDELETE FROM t WHERE true;\n", 0, "2 expectations hold"},
+		{"-- expect: tag:ci allow\nDELETE FROM t WHERE true;\n-- expect: tag:ci allow\nSELECT 1", 2, ":1: tag:ci: want allow, got deny access"},
+		{"-- expect: tag:ci perhaps\nSELECT 1", 1, ":1: "},
+	} {
+		mustWrite(t, test, tt.text)
+		out, errs, code := exitCode(t, nil, "explain", "-policy", policyFile, "-f", test)
+		if code != tt.code || !strings.Contains(out+errs, tt.want) {
+			t.Errorf("%s: exit %d, want %d and %q in\n%s%s", tt.text, code, tt.code, tt.want, out, errs)
+		}
+	}
+	if _, errs, code := exitCode(t, nil, "explain", "-f", filepath.Join(dir, "none")); code != 1 || !strings.Contains(errs, "-f: ") {
+		t.Errorf("a file that is not there: exit %d\n%s", code, errs)
+	}
+}
+
+func mustWrite(t *testing.T, file, text string) {
+	t.Helper()
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }
 

@@ -42,3 +42,11 @@ func (c Caller) Who() string {
 	}
 	return c.Login
 }
+
+// CallerNamed is a caller by a login, or by tags joined by commas, on a device.
+func CallerNamed(name, device string) Caller {
+	if strings.HasPrefix(name, "tag:") {
+		return Caller{Tags: strings.Split(name, ","), Node: device}
+	}
+	return Caller{Login: name, Node: device}
+}

@@ -179,6 +179,23 @@ func refuseSetting(name string) *Refusal {
 	}
 }
 
+// Apply does a SET or RESET of one of the proxy's own settings; a SHOW changes
+// nothing. The arguments and the result are as Set's.
+func (l *Lifts) Apply(base Rule, cmd *ProxyCommand) *Refusal {
+	switch {
+	case cmd.Local:
+		return &Refusal{
+			Code: "0A000", Rule: "own_settings",
+			Message: "pgproxy: pgproxy's settings hold for the session, SET LOCAL is not supported",
+		}
+	case cmd.Verb == "SET":
+		return l.Set(base, cmd.Name, cmd.Value)
+	case cmd.Verb == "RESET":
+		return l.Reset(cmd.Name)
+	}
+	return nil
+}
+
 // Effective is base as this session changed it. A limit that is looser than
 // base's holds only while base has MayLift: when a rule is narrowed, earlier
 // lifts go with it.

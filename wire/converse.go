@@ -279,15 +279,7 @@ func (s *session) read(st *statement, sql string) *policy.Refusal {
 // wantReason refuses statements that do more than read, where the rule wants a
 // reason for them and none was given.
 func (st *statement) wantReason(writes bool) *policy.Refusal {
-	if !st.rule.RequireReason || !writes || st.reason != "" {
-		return nil
-	}
-	return &policy.Refusal{
-		Code: codeInsufficientPriv, Rule: "require_reason",
-		Message: "pgproxy: a reason is wanted for statements that change anything",
-		Detail:  "The policy says require_reason.",
-		Hint:    "SET pgproxy.reason = 'INC-123', or connect with PGOPTIONS='-c pgproxy.reason=INC-123'.",
-	}
+	return st.rule.WantReason(st.reason, writes)
 }
 
 // queryText checks a Query message's body as PostgreSQL does: one string, its

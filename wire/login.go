@@ -18,32 +18,17 @@ import (
 // names none, or the one that libpq makes up from the user's name, gets the
 // default.
 func (s *session) chooseDatabase() *sessionError {
-	name := s.startup.database
-	if name == "" || name == s.startup.user {
-		name = s.srv.Database
+	asked := s.startup.database
+	if asked == s.startup.user {
+		asked = ""
 	}
-	served := name == s.srv.Database || slices.Contains(s.srv.Databases, name) || slices.Contains(s.srv.Databases, "*")
-	if !served || !s.rule.Serves(name) {
-		return fatal(codeInvalidCatalogName, fmt.Sprintf("pgproxy: database %q is not served", name), reasonRefused).
-			withHint(s.servedHint())
+	served := policy.Served{Default: s.srv.Database, Names: s.srv.Databases}
+	name, r := served.Choose(&s.rule, asked)
+	if r != nil {
+		return s.refusal(r)
 	}
 	s.database = name
 	return nil
-}
-
-// servedHint lists the databases that this caller may ask for.
-func (s *session) servedHint() string {
-	names := append([]string{s.srv.Database}, s.srv.Databases...)
-	if slices.Contains(names, "*") && s.rule.Databases != nil {
-		names = append(names, s.rule.Databases...)
-	}
-	names = slices.DeleteFunc(names, func(n string) bool { return n == "*" || !s.rule.Serves(n) })
-	slices.Sort(names)
-	names = slices.Compact(names)
-	if len(names) == 0 {
-		return "No database is served to you."
-	}
-	return "Served to you: " + strings.Join(names, ", ") + "."
 }
 
 // parameters are the upstream connection's startup parameters: the caller's

@@ -74,11 +74,11 @@ func TestExplain(t *testing.T) {
 		want    []string
 	}{
 		{"", "SELECT 1", 0, []string{"allow", "SELECT", "max_rows"}},
-		{"", "DROP TABLE t", 0, []string{"deny", "42501", "DROP TABLE"}},
+		{"", "DROP TABLE t", 2, []string{"deny", "42501", "DROP TABLE"}},
 		{"alice@example.com", "DROP TABLE t", 0, []string{"allow"}},
-		{"tag:ci", "DELETE FROM t WHERE id = 1", 0, []string{"deny", "42501"}},
-		{"tag:other", "SELECT 1", 0, []string{"deny", "28000"}},
-		{"", "SELEC 1", 0, []string{"deny", "42601", "position"}},
+		{"tag:ci", "DELETE FROM t WHERE id = 1", 2, []string{"deny", "42501"}},
+		{"tag:other", "SELECT 1", 2, []string{"deny", "28000"}},
+		{"", "SELEC 1", 2, []string{"deny", "42601", "position"}},
 	} {
 		out, errs, code := pgproxy(t, nil, "explain", "-policy", file, "-as", tt.as, tt.sql)
 		if code != tt.code {
