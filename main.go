@@ -22,11 +22,13 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"os/signal"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strconv"
@@ -36,6 +38,7 @@ import (
 	"syscall"
 	"text/tabwriter"
 	"time"
+	"unicode"
 
 	"github.com/lmittmann/tint"
 	"github.com/prometheus/client_golang/prometheus"
@@ -55,7 +58,7 @@ import (
 func main() {
 	args := os.Args[1:]
 	os.Args = os.Args[:1] // -upstream may hold a password, and debug pages show os.Args
-	err := run(context.Background(), args, os.Getenv, os.Stdout, os.Stderr)
+	err := run(context.Background(), args, os.Environ(), os.Stdout, os.Stderr)
 	switch {
 	case err == nil:
 	case errors.Is(err, errRefused):
@@ -71,7 +74,7 @@ var errRefused = errors.New("refused")
 
 // run is the program, from its arguments to its error. When ctx ends, a proxy
 // that serves drains as on SIGTERM.
-func run(ctx context.Context, args []string, getenv func(string) string, stdout, stderr io.Writer) error {
+func run(ctx context.Context, args, environ []string, stdout, stderr io.Writer) error {
 	command := "serve"
 	switch {
 	case len(args) == 0:
@@ -98,7 +101,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	default:
 		return fmt.Errorf("unknown command %q: it is check, explain, audit, version or help, and without one pgproxy serves", command)
 	}
-	c, err := parse(command, args, getenv)
+	c, err := parse(command, args, environ)
 	if errors.Is(err, flag.ErrHelp) {
 		return c.printHelp(stdout)
 	}
@@ -152,6 +155,7 @@ type config struct {
 	maxSessions, maxSessionsPerUser                         int
 	connectTimeout, loginTimeout, idleTimeout, drainTimeout time.Duration
 	quietLogin                                              bool
+	contact                                                 string
 
 	logFormat, logLevel string
 
@@ -169,22 +173,22 @@ func (c *config) declare(command string) {
 
 	hostname, _ := os.Hostname() // without one, the device has no name
 
-	fs.StringVar(&c.hostname, "hostname", "pgproxy", "`name` in the tailnet")
+	fs.Var(checked(&c.hostname, "pgproxy", node.CheckHostname), "hostname", "`name` in the tailnet")
 	fs.Var(number(&c.port, 5432, 1, 65535), "port", "tailnet `port` for clients")
 	fs.Var(number(&c.debugPort, 80, 0, 65535), "debug-port", "tailnet `port` for the status page and metrics; 0 = off")
-	fs.StringVar(&c.healthListen, "health-listen", "", "plain TCP `address` for /healthz, /readyz and /metrics, e.g. :8081; empty = off")
+	fs.Var(checked(&c.healthListen, "", checkAddress), "health-listen", "plain TCP `address` for /healthz, /readyz and /metrics, e.g. :8081; empty = off")
 	fs.StringVar(&c.stateDir, "state-dir", "", "`directory` of the tailnet node's state; empty = under the user's configuration directory")
-	fs.StringVar(&c.controlURL, "control-url", "", "`URL` of the coordination server; empty = Tailscale's")
+	fs.Var(checked(&c.controlURL, "", node.CheckControlURL), "control-url", "`URL` of the coordination server; empty = Tailscale's")
 	fs.StringVar(&c.authKeyFile, "authkey-file", "", "`file` with the auth key; otherwise TS_AUTHKEY, TS_CLIENT_SECRET and the like")
-	fs.Var(list(&c.advertiseTags), "advertise-tags", "`tags` to ask for, comma-separated, e.g. tag:pgproxy")
+	fs.Var(list(&c.advertiseTags, node.CheckTag), "advertise-tags", "`tags` to ask for, comma-separated, e.g. tag:pgproxy")
 	fs.BoolVar(&c.ephemeral, "ephemeral", false, "let the tailnet forget the node when it is gone")
-	fs.StringVar(&c.devListen, "dev-listen", "", "serve this loopback `address` INSTEAD OF A TAILNET, to try things: everybody is -dev-user")
+	fs.Var(checked(&c.devListen, "", loopbackOnly), "dev-listen", "serve this loopback `address` INSTEAD OF A TAILNET, to try things: everybody is -dev-user")
 	fs.StringVar(&c.devUser, "dev-user", "dev@localhost", "`login` of all callers of -dev-listen")
 	fs.StringVar(&c.devNode, "dev-node", hostname, "device `name` of all callers of -dev-listen")
 	fs.StringVar(&c.upstreamDSN, "upstream", "", "`connection string` of PostgreSQL, a URL or keywords; required. Its password may also come by PGPASSWORD or a pass file")
-	fs.Var(list(&c.databases), "databases", "database `names` that a client may ask for, comma-separated, * = any; empty = the connection string's")
+	fs.Var(list(&c.databases, nil), "databases", "database `names` that a client may ask for, comma-separated, * = any; empty = the connection string's")
 	fs.StringVar(&c.policyFile, "policy", "", "policy `file` (HuJSON); empty = built in: everybody may read and write, with limits")
-	fs.StringVar(&c.capability, "capability", "", "`name` of the app capability to read from tailnet grants, e.g. corp.example/cap/pgproxy")
+	fs.Var(checked(&c.capability, "", node.CheckCapability), "capability", "`name` of the app capability to read from tailnet grants, e.g. corp.example/cap/pgproxy")
 	fs.StringVar(&c.auditLog, "audit-log", "-", "`file` for audit records, - = stdout")
 	fs.Var(named(&c.auditSync, "interval", audit.ParseSync), "audit-sync", "`when` records are on disk: always = before a statement is sent, interval = within a second, never = when the kernel likes")
 	fs.Var(number(&c.auditMaxSize, 0, 0, 1<<20), "audit-max-size", "`MiB` past which the audit file is put aside under a name with the time; 0 = never")
@@ -197,6 +201,7 @@ func (c *config) declare(command string) {
 	fs.Var(timeout(&c.loginTimeout, 30*time.Second, 1), "login-timeout", "`time` from accept to startup message")
 	fs.Var(timeout(&c.idleTimeout, 30*time.Minute, 0), "idle-timeout", "`time` that a session may do nothing; 0 = for ever")
 	fs.Var(timeout(&c.drainTimeout, 30*time.Second, 0), "drain-timeout", "`time` for statements and transactions to finish on SIGTERM; a second signal ends at once")
+	fs.Var(checked(&c.contact, "", checkContact), "contact", "`whom` to ask for what only somebody else can allow, named in refusals, e.g. #dba or a URL")
 	fs.BoolVar(&c.quietLogin, "quiet-login", false, "no NOTICE at login")
 	fs.Var(choice(&c.logFormat, "auto", "auto", "text", "json"), "log-format", "`format` of the log: text, json, auto = coloured on a terminal and JSON otherwise")
 	fs.Var(choice(&c.logLevel, "info", "debug", "info", "warn", "error"), "log-level", "lowest `level` that is logged: debug (with the tailnet's own chatter), info, warn, error")
@@ -227,13 +232,20 @@ func variable(flagName string) string {
 	if name, ok := environment[flagName]; ok {
 		return name
 	}
-	return "PGPROXY_" + strings.ToUpper(strings.ReplaceAll(flagName, "-", "_"))
+	return ownVariable(flagName)
+}
+
+// ownPrefix begins the names of the variables that are pgproxy's alone.
+const ownPrefix = "PGPROXY_"
+
+func ownVariable(flagName string) string {
+	return ownPrefix + strings.ToUpper(strings.ReplaceAll(flagName, "-", "_"))
 }
 
 // parse reads flags, and the environment for those that are not given. What is
 // wrong with the values is left in errs, for load to tell together with what it
 // finds.
-func parse(command string, args []string, getenv func(string) string) (*config, error) {
+func parse(command string, args, environ []string) (*config, error) {
 	c := new(config)
 	c.declare(command)
 	if err := c.flags.Parse(args); err != nil {
@@ -242,15 +254,7 @@ func parse(command string, args []string, getenv func(string) string) (*config, 
 		}
 		return c, err
 	}
-	given := make(map[string]bool)
-	c.flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
-	c.flags.VisitAll(func(f *flag.Flag) {
-		name := variable(f.Name)
-		if value := getenv(name); !given[f.Name] && value != "" {
-			f.Value.(*collected).name = name
-			f.Value.Set(value) // an error is in c.errs
-		}
-	})
+	c.readEnvironment(environ)
 	switch rest := c.flags.Args(); {
 	case command == "explain" && len(rest) == 1 && c.file == "":
 		c.sql = rest[0]
@@ -265,38 +269,118 @@ func parse(command string, args []string, getenv func(string) string) (*config, 
 	return c, nil
 }
 
+// readEnvironment sets the flags that were not given. A variable in pgproxy's
+// name that no flag has is an error: it is a flag's, mistyped.
+func (c *config) readEnvironment(environ []string) {
+	given := make(map[string]bool)
+	c.flags.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	flagOf, meant := make(map[string]*flag.Flag), make(map[string]string)
+	c.flags.VisitAll(func(f *flag.Flag) {
+		if name := variable(f.Name); name != "" {
+			flagOf[name] = f
+			meant[name], meant[ownVariable(f.Name)] = name, name
+		}
+	})
+	for _, entry := range environ {
+		name, value, _ := strings.Cut(entry, "=")
+		f := flagOf[name]
+		switch {
+		case value == "":
+		case f == nil && strings.HasPrefix(name, ownPrefix):
+			c.errs = append(c.errs, unknownVariable(name, meant))
+		case f != nil && !given[f.Name]:
+			f.Value.(*collected).name = name
+			f.Value.Set(value) // an error is in c.errs
+		}
+	}
+}
+
+// serviceLink are the variables that Kubernetes makes in every container for a
+// Service named pgproxy.
+var serviceLink = regexp.MustCompile(`^PGPROXY_(SERVICE_HOST|SERVICE_PORT.*|PORT_[0-9]+_.*)$`)
+
+// unknownVariable says which variable was meant: meant has the right names by
+// those under which they are looked for.
+func unknownVariable(name string, meant map[string]string) error {
+	if serviceLink.MatchString(name) {
+		return fmt.Errorf("%s is of Kubernetes, for a Service named pgproxy: say enableServiceLinks: false in the pod's spec", name)
+	}
+	nearest, best := "", 4 // more than three letters off is another word
+	for _, known := range slices.Sorted(maps.Keys(meant)) {
+		if d := distance(name, known); d < best {
+			nearest, best = meant[known], d
+		}
+	}
+	if nearest == "" {
+		return fmt.Errorf("%s is no variable of pgproxy's; pgproxy -h lists them", name)
+	}
+	return fmt.Errorf("%s is no variable of pgproxy's; %s is", name, nearest)
+}
+
+// distance is how many letters must be put in, left out or changed to make b of
+// a.
+func distance(a, b string) int {
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			cost := diagonal
+			if a[i] != b[j] {
+				cost++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
 // contradictions are what is wrong with values that are each right alone.
 func (c *config) contradictions(command string) []error {
 	var errs []error
 	if c.upstreamDSN == "" && command != "explain" {
 		errs = append(errs, errors.New("-upstream is missing: the PostgreSQL to connect to, e.g. -upstream 'host=db.example.com user=app dbname=shop sslmode=verify-full', or UPSTREAM_DSN"))
 	}
-	if c.devListen != "" {
-		if err := loopbackOnly(c.devListen); err != nil {
-			errs = append(errs, fmt.Errorf("-dev-listen: %w", err))
-		}
-		if c.tls == "tailnet" {
-			errs = append(errs, errors.New("-tls tailnet: there is no tailnet with -dev-listen"))
-		}
+	if c.devListen != "" && c.tls == "tailnet" {
+		errs = append(errs, errors.New("-tls tailnet: there is no tailnet with -dev-listen"))
+	}
+	if c.devListen == "" && c.port == c.debugPort {
+		errs = append(errs, fmt.Errorf("-port and -debug-port are both %d", c.port))
 	}
 	if c.requireTLS && c.tls == "off" {
 		errs = append(errs, errors.New("-require-tls: there is no TLS to require with -tls off"))
 	}
-	for _, tag := range c.advertiseTags {
-		if !strings.HasPrefix(tag, "tag:") {
-			errs = append(errs, fmt.Errorf("-advertise-tags: %q does not begin with \"tag:\"", tag))
-		}
-	}
 	return errs
+}
+
+// checkAddress reports what is wrong with an address to listen on.
+func checkAddress(address string) error {
+	_, port, err := net.SplitHostPort(address)
+	if err == nil {
+		_, err = net.LookupPort("tcp", port)
+	}
+	return err
+}
+
+// checkContact takes what fits into a line of an error.
+func checkContact(text string) error {
+	if len(text) > 200 || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return errors.New("not a line of at most 200 bytes")
+	}
+	return nil
 }
 
 // loopbackOnly refuses an address that others could reach: whoever reaches
 // -dev-listen is let in.
 func loopbackOnly(address string) error {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
+	if err := checkAddress(address); err != nil {
 		return err
 	}
+	host, _, _ := net.SplitHostPort(address)
 	if ip, err := netip.ParseAddr(host); host == "localhost" || err == nil && ip.IsLoopback() {
 		return nil
 	}
@@ -405,16 +489,36 @@ func timeout(p *time.Duration, def, low time.Duration) flag.Value {
 	}, func() string { return p.String() }}
 }
 
-func list(p *[]string) flag.Value {
+// list is a list of items that each pass a check, nil = any.
+func list(p *[]string, check func(string) error) flag.Value {
 	return value{func(s string) error {
 		*p = nil
 		for item := range strings.SplitSeq(s, ",") {
-			if item = strings.TrimSpace(item); item != "" {
-				*p = append(*p, item)
+			if item = strings.TrimSpace(item); item == "" {
+				continue
 			}
+			if check != nil {
+				if err := check(item); err != nil {
+					return err
+				}
+			}
+			*p = append(*p, item)
 		}
 		return nil
 	}, func() string { return strings.Join(*p, ",") }}
+}
+
+// checked is a text that must pass a check, or be empty where that is the
+// default.
+func checked(p *string, def string, check func(string) error) flag.Value {
+	*p = def
+	return value{func(s string) error {
+		*p = s // one that is wrong, too: other flags depend on it
+		if s == "" && def == "" {
+			return nil
+		}
+		return check(s)
+	}, func() string { return *p }}
 }
 
 // named is a value that its own package knows by a name.
@@ -476,6 +580,7 @@ type proxy struct {
 	inForce  atomic.Pointer[inForce]
 	authKey  string
 	tls      *tls.Config // nil = off; without a certificate yet for -tls tailnet
+	state    node.State  // as checkPlaces found it
 	unread   sync.Map    // text of grants that could not be read, each logged once
 }
 
@@ -501,24 +606,61 @@ func (c *config) load(log *slog.Logger) (*proxy, error) {
 		collect("-upstream", err)
 	}
 	collect("-policy", p.readPolicy())
-	if c.authKeyFile != "" {
-		p.authKey, err = readSecret(c.authKeyFile)
-		collect("-authkey-file", err)
-	}
+	collect("-authkey-file", p.readAuthKey())
 	collect("-tls", p.readTLS())
 	return p, errors.Join(errs...)
 }
 
-func readSecret(file string) (string, error) {
-	b, err := os.ReadFile(file)
+// readAuthKey reads the key for a node that has not joined yet. One that has
+// needs none: then the file may be empty or gone.
+func (p *proxy) readAuthKey() error {
+	if p.authKeyFile == "" {
+		return nil
+	}
+	b, err := os.ReadFile(p.authKeyFile)
+	p.authKey = strings.TrimSpace(string(b))
+	if err == nil && p.authKey == "" {
+		err = fmt.Errorf("%s is empty", p.authKeyFile)
+	}
 	if err != nil {
-		return "", err
+		if state, _ := node.CheckState(p.stateDir); state.Saved {
+			return nil
+		}
 	}
-	secret := strings.TrimSpace(string(b))
-	if secret == "" {
-		return "", fmt.Errorf("%s is empty", file)
+	return err
+}
+
+// checkPlaces looks at what serving needs of this machine, beside the audit log:
+// addresses to listen on, and a place for the node's state. It makes and keeps
+// nothing.
+func (p *proxy) checkPlaces() error {
+	var errs []error
+	var open []net.Listener // at the same time: two flags may name one address
+	defer func() {
+		for _, ln := range open {
+			ln.Close()
+		}
+	}()
+	listen := func(name, address string, check func(string) error) {
+		if address == "" || check(address) != nil {
+			return // off, or an error already
+		}
+		ln, err := net.Listen("tcp", address)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", name, err))
+			return
+		}
+		open = append(open, ln)
 	}
-	return secret, nil
+	listen("-dev-listen", p.devListen, loopbackOnly)
+	listen("-health-listen", p.healthListen, checkAddress)
+	if p.devListen == "" {
+		var err error
+		if p.state, err = node.CheckState(p.stateDir); err != nil {
+			errs = append(errs, fmt.Errorf("state directory: %w", err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // readPolicy puts the policy file in force, or leaves what was.
@@ -629,7 +771,7 @@ func serve(ctx context.Context, c *config, _, stderr io.Writer) error {
 
 	log := c.logger(stderr)
 	p, err := c.load(log)
-	if err != nil {
+	if err = errors.Join(err, p.checkPlaces()); err != nil {
 		return err
 	}
 	records, err := audit.Open(c.auditLog, audit.Options{Sync: c.auditSync, MaxSize: int64(c.auditMaxSize) << 20, Logger: log})
@@ -783,6 +925,7 @@ func (p *proxy) server(at *place, records *audit.Writer, judge *policy.Judge) *w
 		ConnectTimeout:     p.connectTimeout,
 		IdleTimeout:        p.idleTimeout,
 		QuietLogin:         p.quietLogin,
+		Contact:            p.contact,
 		Logger:             p.log,
 	}
 }
@@ -888,19 +1031,18 @@ func unless(condition bool) error {
 
 // reachUpstream logs in and out.
 func (p *proxy) reachUpstream(ctx context.Context) error {
-	conn, err := p.greet(ctx, p.upstream)
+	_, err := p.greet(ctx, p.upstream, "")
 	if err != nil {
 		p.log.Warn("the upstream is out of reach", "err", err)
-		return err
 	}
-	return conn.Close()
+	return err
 }
 
-// greet opens a connection that says who it is in the server's log.
-func (p *proxy) greet(ctx context.Context, login *upstream.Config) (*upstream.Conn, error) {
+// greet logs in to a database and out, in the time that a session would have.
+func (p *proxy) greet(ctx context.Context, login *upstream.Config, database string) (upstream.Greeting, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.connectTimeout)
 	defer cancel()
-	return login.Dial(ctx, upstream.Request{Params: map[string]string{"application_name": "go-proxy check"}})
+	return login.Greet(ctx, database)
 }
 
 // serveHTTP serves until ctx ends, and what is under way for a second more.
@@ -929,10 +1071,11 @@ func (p *proxy) serveHTTP(ctx context.Context, ln net.Listener, handler http.Han
 	<-stopped
 }
 
-// check says what would be in force, or all that is wrong.
+// check says what would be in force, or all that is wrong: with what serving
+// reads, by load, and with what it uses.
 func check(ctx context.Context, c *config, stdout, stderr io.Writer) error {
 	p, err := c.load(c.logger(stderr))
-	errs := []error{err}
+	errs := []error{err, p.checkPlaces(), audit.Check(c.auditLog)}
 	var b strings.Builder
 	w := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	if p.upstream != nil {
@@ -953,20 +1096,45 @@ func check(ctx context.Context, c *config, stdout, stderr io.Writer) error {
 	return err
 }
 
-// checkLogin reaches one of the upstream logins.
+// checkLogin logs in to each database that a client may name.
 func (p *proxy) checkLogin(ctx context.Context, w io.Writer, name string, login *upstream.Config) error {
-	began := time.Now()
-	conn, err := p.greet(ctx, login)
+	server, err := p.greet(ctx, login, p.upstreamDatabase())
 	if err != nil {
 		return fmt.Errorf("%s %s: %w", name, login.Describe(), err)
 	}
-	defer conn.Close()
 	fmt.Fprintf(w, "%s\t%s\n", name, login.Describe())
-	fmt.Fprintf(w, "\tPostgreSQL %s at %s, reached in %s\n", conn.Params["server_version"], conn.Addr, time.Since(began).Round(time.Millisecond))
-	if conn.Params["is_superuser"] == "on" {
+	fmt.Fprintf(w, "\tPostgreSQL %s at %s, reached in %s\n", server.Version, server.Addr, server.Took.Round(time.Millisecond))
+	if server.Superuser {
 		fmt.Fprintf(w, "\tWARNING: %s is a superuser; a login with no more rights than people need is the strongest wall\n", login.User())
 	}
-	return nil
+	warnEncoding(w, p.upstreamDatabase(), server)
+	var errs []error
+	for _, database := range p.databases {
+		if database == "*" || database == p.upstreamDatabase() {
+			continue
+		}
+		server, err := p.greet(ctx, login, database)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("-databases: %s: %s: %w", database, name, err))
+			continue
+		}
+		warnEncoding(w, database, server)
+	}
+	return errors.Join(errs...)
+}
+
+func warnEncoding(w io.Writer, database string, server upstream.Greeting) {
+	if server.Encoding != "UTF8" {
+		fmt.Fprintf(w, "\tWARNING: database %s is in %s; pgproxy is made for UTF8\n", database, server.Encoding)
+	}
+}
+
+// upstreamDatabase is the database of a client that names none.
+func (p *proxy) upstreamDatabase() string {
+	if p.upstream == nil {
+		return "" // explain, or a connection string that cannot be read
+	}
+	return p.upstream.Database()
 }
 
 // describePolicy says what holds for a person whom the policy does not name.
@@ -998,6 +1166,10 @@ func (p *proxy) describe(w io.Writer) {
 		fmt.Fprintf(w, "clients\tDEVELOPMENT MODE: %s, everybody is %s on %s\n", p.devListen, p.devUser, p.devNode)
 	} else {
 		fmt.Fprintf(w, "clients\ttailnet node %s, port %d\n", p.hostname, p.port)
+		fmt.Fprintf(w, "\tstate in %s; %s\n", p.state.Dir, p.joining())
+		if p.state.Open {
+			fmt.Fprintf(w, "\tWARNING: others can look into %s; pgproxy will close it, if it may\n", p.state.Dir)
+		}
 	}
 	required := ""
 	if p.requireTLS {
@@ -1006,12 +1178,28 @@ func (p *proxy) describe(w io.Writer) {
 	fmt.Fprintf(w, "\tTLS %s%s\n", p.config.tls, required)
 	served := p.databases
 	if len(served) == 0 {
-		served = []string{p.upstream.Database()}
+		served = []string{p.upstreamDatabase()}
 	}
 	fmt.Fprintf(w, "databases\t%s\n", strings.Join(served, ", "))
 	fmt.Fprintf(w, "sessions\t%d at a time, %d of one user (0 = no limit)\n", p.maxSessions, p.maxSessionsPerUser)
 	fmt.Fprintf(w, "timeouts\tconnect %s, login %s, idle %s, drain %s\n", p.connectTimeout, p.loginTimeout, p.idleTimeout, p.drainTimeout)
 	fmt.Fprintf(w, "audit\t%s, sync %s, SQL %s\n", p.auditLog, p.flags.Lookup("audit-sync").Value, p.flags.Lookup("audit-sql").Value)
+}
+
+// joining says what will let the node in.
+func (p *proxy) joining() string {
+	switch {
+	case p.state.Saved:
+		return "it has joined before, and needs no key"
+	case p.authKey != "":
+		return "it joins with the key in " + p.authKeyFile
+	}
+	for _, name := range node.KeyVariables {
+		if os.Getenv(name) != "" {
+			return "it joins with " + name
+		}
+	}
+	return "there is no key, so somebody has to open the login URL that it logs"
 }
 
 // explain says what would come of a statement, or compares a file of them with
@@ -1027,10 +1215,8 @@ func explain(ctx context.Context, c *config, stdout, stderr io.Writer) error {
 	}
 	defer judge.Close()
 	x := &policy.Explainer{
-		Rules: p.rule, Judge: judge, Database: c.database, Reason: c.reason, Capability: c.capability, Open: p.openCatalog,
-	}
-	if p.upstream != nil {
-		x.Served = policy.Served{Default: p.upstream.Database(), Names: p.databases}
+		Rules: p.rule, Judge: judge, Served: policy.Served{Default: p.upstreamDatabase(), Names: p.databases},
+		Database: c.database, Reason: c.reason, Capability: c.capability, Open: p.openCatalog,
 	}
 	if c.file != "" {
 		return explainFile(ctx, x, c.file, stdout)

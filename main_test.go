@@ -26,6 +26,7 @@ import (
 	"pgproxy/node/nodetest"
 	"pgproxy/upstream"
 	"pgproxy/upstream/upstreamtest"
+	"pgproxy/wire/audit"
 )
 
 // beMain makes the test binary the program itself, for what needs a process.
@@ -33,7 +34,11 @@ const beMain = "PGPROXY_TEST_BE_MAIN"
 
 func TestMain(m *testing.M) {
 	if os.Getenv(beMain) != "" {
-		os.Unsetenv(beMain)
+		for _, entry := range os.Environ() { // the tests' own variables are none of pgproxy's
+			if name, _, _ := strings.Cut(entry, "="); strings.HasPrefix(name, "PGPROXY_TEST_") {
+				os.Unsetenv(name)
+			}
+		}
 		main()
 		return
 	}
@@ -41,8 +46,12 @@ func TestMain(m *testing.M) {
 }
 
 // env is an environment for run.
-func env(vars map[string]string) func(string) string {
-	return func(name string) string { return vars[name] }
+func env(vars map[string]string) []string {
+	var environ []string
+	for name, value := range vars {
+		environ = append(environ, name+"="+value)
+	}
+	return environ
 }
 
 func mustParse(t *testing.T, args []string, vars map[string]string) *config {
@@ -83,6 +92,7 @@ var flags = []struct{ name, variable, def, other string }{
 	{"login-timeout", "PGPROXY_LOGIN_TIMEOUT", "30s", "7s"},
 	{"idle-timeout", "PGPROXY_IDLE_TIMEOUT", "30m0s", "7s"},
 	{"drain-timeout", "PGPROXY_DRAIN_TIMEOUT", "30s", "7s"},
+	{"contact", "PGPROXY_CONTACT", "", "#dba"},
 	{"quiet-login", "PGPROXY_QUIET_LOGIN", "false", "true"},
 	{"log-format", "PGPROXY_LOG_FORMAT", "auto", "json"},
 	{"log-level", "PGPROXY_LOG_LEVEL", "info", "debug"},
@@ -229,6 +239,121 @@ func TestCheckFallback(t *testing.T) {
 				t.Errorf("a warning of nothing in\n%s", out.String())
 			}
 		})
+	}
+}
+
+// fault is one thing that is wrong with a configuration.
+type fault struct {
+	args string
+	vars map[string]string
+	want string
+}
+
+// What check passes, serving takes; and what serving refuses, check refuses in
+// the same words.
+func TestCheckAndServeAgree(t *testing.T) {
+	dsn := upstreamtest.Shared(t).DSN("app", "app")
+	dir := t.TempDir()
+	taken, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	free.Close()
+	file, fifo, used := filepath.Join(dir, "file"), filepath.Join(dir, "fifo"), filepath.Join(dir, "used")
+	mustWrite(t, file, "")
+	if err := syscall.Mkfifo(fifo, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	w, err := audit.Open(used, audit.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer w.Close()
+	const dev = "-dev-listen 127.0.0.1:0 -debug-port 0 "
+	for _, tt := range []fault{
+		{dev + "-audit-log " + dir + "/none/audit", nil, "audit log: "},
+		{dev + "-audit-log " + dir, nil, "audit log: "},
+		{dev + "-audit-log " + used, nil, "in use by another process"},
+		{dev + "-audit-log " + fifo, nil, "is a FIFO that nobody reads"},
+		{dev + "-health-listen " + taken.Addr().String(), nil, "-health-listen: "},
+		{dev + "-health-listen 8081", nil, "-health-listen: "},
+		{dev + "-health-listen :nosuchport", nil, "-health-listen: "},
+		{"-dev-listen " + taken.Addr().String(), nil, "-dev-listen: "},
+		{"-dev-listen " + free.Addr().String() + " -health-listen " + free.Addr().String(), nil, "-health-listen: "},
+		{"-hostname pg_proxy", nil, "-hostname: "},
+		{"-control-url headscale.example.com", nil, "-control-url: "},
+		{"-capability pgproxy", nil, "-capability: "},
+		{"-advertise-tags pgproxy", nil, "-advertise-tags: "},
+		{"-port 80", nil, "-port and -debug-port are both 80"},
+		{"-state-dir " + file, nil, "state directory: "},
+		{"-state-dir " + file + "/state", nil, "state directory: "},
+		{"-authkey-file " + dir + "/none -state-dir " + dir, nil, "-authkey-file: "},
+		{"-authkey-file " + file + " -state-dir " + dir, nil, "is empty"},
+		{dev + "-contact " + strings.Repeat("x", 201), nil, "-contact: "},
+		{dev, map[string]string{"PGPROXY_POLCY": "/none"}, "PGPROXY_POLCY is no variable of pgproxy's; PGPROXY_POLICY is"},
+		{dev, map[string]string{"PGPROXY_UPSTREAM": "x"}, "PGPROXY_UPSTREAM is no variable of pgproxy's; UPSTREAM_DSN is"},
+		{dev, map[string]string{"PGPROXY_HOST_NAME": "x"}, "TS_HOSTNAME is"},
+		{dev, map[string]string{"PGPROXY_SERVICE_HOST": "10.0.0.1"}, "enableServiceLinks: false"},
+		{dev, map[string]string{"PGPROXY_PORT_5432_TCP": "tcp://10.0.0.1:5432"}, "enableServiceLinks: false"},
+		{dev, map[string]string{"TS_HOSTNAME": "pg_proxy"}, "TS_HOSTNAME: "},
+		{dev, map[string]string{"TS_CONTROL_URL": "example.com"}, "TS_CONTROL_URL: "},
+	} {
+		vars := map[string]string{"UPSTREAM_DSN": dsn}
+		for name, value := range tt.vars {
+			vars[name] = value
+		}
+		for _, command := range []string{"check", "serve"} {
+			args := append([]string{command}, strings.Fields(tt.args)...)
+			if !strings.Contains(tt.args, "-audit-log") {
+				args = append(args, "-audit-log", filepath.Join(t.TempDir(), "audit"))
+			}
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			err := run(ctx, args, env(vars), io.Discard, io.Discard)
+			cancel()
+			if err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%s %v: got %v, want %q", args, tt.vars, err, tt.want)
+			}
+		}
+	}
+	// An empty variable is one that is not set.
+	if err := run(t.Context(), []string{"check", "-audit-log", filepath.Join(dir, "new")}, env(map[string]string{"UPSTREAM_DSN": dsn, "PGPROXY_POLCY": ""}), io.Discard, io.Discard); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "new")); err == nil {
+		t.Error("check has made the audit log")
+	}
+}
+
+func TestCheckDatabases(t *testing.T) {
+	s := upstreamtest.Shared(t)
+	s.Exec(t, "DROP DATABASE IF EXISTS closed")
+	s.Exec(t, "CREATE DATABASE closed")
+	s.Exec(t, "REVOKE CONNECT ON DATABASE closed FROM public")
+	policyFile := filepath.Join(t.TempDir(), "policy.hujson")
+	mustWrite(t, policyFile, `{"upstream_read": "`+s.DSN("app", "elsewhere")+`"}`)
+	check := func(args ...string) error {
+		return run(t.Context(), append([]string{"check"}, args...), env(map[string]string{"UPSTREAM_DSN": s.DSN("postgres", "app")}), io.Discard, io.Discard)
+	}
+	if err := check("-databases", "postgres,*,closed"); err != nil {
+		t.Error(err)
+	}
+	err := check("-databases", "nosuch,closed", "-policy", policyFile, "-audit-log", "/none/audit", "-health-listen", "x")
+	for _, want := range []string{
+		`-databases: nosuch: upstream: `, `database "nosuch" does not exist`,
+		`-databases: closed: upstream for read access: `, `permission denied for database "closed"`,
+		"audit log: ", "-health-listen: ",
+	} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%q is missing from\n%v", want, err)
+		}
+	}
+	if strings.Contains(err.Error(), "closed: upstream: ") {
+		t.Errorf("a superuser may connect:\n%v", err)
 	}
 }
 
@@ -555,6 +680,68 @@ func TestTailnet(t *testing.T) {
 	p.await(t, "stopped")
 	if err := p.Wait(); err != nil {
 		t.Error(err)
+	}
+}
+
+// The key admits a node once. From then on its file may be empty or gone, as an
+// operator is told to leave no key lying about.
+func TestKeyIsNeededOnce(t *testing.T) {
+	tn := nodetest.New(t)
+	keyFile, stateDir := filepath.Join(t.TempDir(), "key"), t.TempDir()
+	mustWrite(t, keyFile, tn.AuthKey())
+	start := func() {
+		t.Helper()
+		p := launch(t, upstreamtest.Shared(t), "-control-url", tn.ControlURL(), "-authkey-file", keyFile, "-state-dir", stateDir, "-advertise-tags", "tag:pgproxy")
+		p.Process.Signal(syscall.SIGTERM)
+		p.await(t, "stopped")
+		if err := p.Wait(); err != nil {
+			t.Error(err)
+		}
+	}
+	check := func(stateDir string) string {
+		t.Helper()
+		var out bytes.Buffer
+		err := run(t.Context(), []string{"check", "-authkey-file", keyFile, "-state-dir", stateDir},
+			env(map[string]string{"UPSTREAM_DSN": upstreamtest.Shared(t).DSN("app", "app")}), &out, io.Discard)
+		return fmt.Sprintln(out.String(), err)
+	}
+	if got := check(stateDir); !strings.Contains(got, "it joins with the key in "+keyFile) {
+		t.Error(got)
+	}
+	start()
+	mustWrite(t, keyFile, "\n")
+	start()
+	if err := os.Remove(keyFile); err != nil {
+		t.Fatal(err)
+	}
+	start()
+	if got := check(stateDir); !strings.Contains(got, "needs no key") {
+		t.Error(got)
+	}
+	if got := check(t.TempDir()); !strings.Contains(got, "-authkey-file: open ") {
+		t.Error(got)
+	}
+}
+
+// The README's unit is one that systemd takes, word for word.
+func TestSystemdUnit(t *testing.T) {
+	analyze, err := exec.LookPath("systemd-analyze")
+	if err != nil {
+		t.Skip(err)
+	}
+	readme, err := os.ReadFile("README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, unit, _ := strings.Cut(string(readme), "```ini\n")
+	unit, _, ok := strings.Cut(unit, "```")
+	if !ok || !strings.Contains(unit, "/usr/local/bin/pgproxy ") {
+		t.Fatal("the README has no unit")
+	}
+	file := filepath.Join(t.TempDir(), "pgproxy.service")
+	mustWrite(t, file, strings.Replace(unit, "/usr/local/bin/pgproxy ", os.Args[0]+" ", 1))
+	if out, err := exec.CommandContext(t.Context(), analyze, "verify", "--man=no", file).CombinedOutput(); err != nil || len(out) > 0 {
+		t.Errorf("%v\n%s", err, out)
 	}
 }
 

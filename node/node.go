@@ -114,7 +114,7 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 		return nil, fmt.Errorf("state directory: %w", err)
 	}
 	if cfg.Store == nil {
-		cfg.Store, err = store.New(logger.Discard, filepath.Join(dir, "tailscaled.state"))
+		cfg.Store, err = store.New(logger.Discard, filepath.Join(dir, stateFile))
 		if err != nil {
 			return nil, fmt.Errorf("state: %w", err)
 		}
@@ -230,15 +230,31 @@ func (n *Node) warnIfUntagged(self *ipnstate.PeerStatus) {
 	n.log.Warn("this node has no tag: all access stops when its key expires", args...)
 }
 
-// stateDir returns dir, or tsnet's default where it is empty, after seeing to
-// it that it exists and that only its owner can look inside.
+// stateFile is the file of the state in the state directory.
+const stateFile = "tailscaled.state"
+
+// stateDirPath returns dir, or tsnet's default where it is empty.
+func stateDirPath(dir string) (string, error) {
+	if dir != "" {
+		return dir, nil
+	}
+	conf, err := os.UserConfigDir()
+	if err != nil {
+		return "", err
+	}
+	return filepath.Join(conf, "tsnet-pgproxy"), nil
+}
+
+func notDirectory(path string) error {
+	return &fs.PathError{Op: "open", Path: path, Err: errors.New("not a directory")}
+}
+
+// stateDir returns the path of a state directory, after seeing to it that it
+// exists and that only its owner can look inside.
 func stateDir(dir string, log *slog.Logger) (string, error) {
-	if dir == "" {
-		conf, err := os.UserConfigDir()
-		if err != nil {
-			return "", err
-		}
-		dir = filepath.Join(conf, "tsnet-pgproxy")
+	dir, err := stateDirPath(dir)
+	if err != nil {
+		return "", err
 	}
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return "", err
@@ -248,7 +264,7 @@ func stateDir(dir string, log *slog.Logger) (string, error) {
 		return "", err
 	}
 	if !fi.IsDir() {
-		return "", &fs.PathError{Op: "open", Path: dir, Err: errors.New("not a directory")}
+		return "", notDirectory(dir)
 	}
 	if fi.Mode().Perm()&0o077 != 0 {
 		// A mounted volume may belong to somebody else; the state file
@@ -271,7 +287,7 @@ func howToJoin(cfg Config) joining {
 		saved: err == nil && len(profile) > 0,
 		key:   cfg.AuthKey != "",
 	}
-	for _, name := range []string{"TS_AUTHKEY", "TS_AUTH_KEY", "TS_CLIENT_SECRET"} {
+	for _, name := range KeyVariables {
 		how.key = how.key || os.Getenv(name) != ""
 	}
 	return how

@@ -277,8 +277,7 @@ func openLog(path string) (*os.File, error) {
 	}
 	info, err := os.Stat(path)
 	if err == nil && !info.Mode().IsRegular() {
-		// Not to block when a pipe has no reader: that is an error.
-		return os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
+		return openSpecial(path, info.Mode())
 	}
 	return os.OpenFile(path, os.O_RDWR|os.O_APPEND|os.O_CREATE, 0o600)
 }
