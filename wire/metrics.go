@@ -64,8 +64,52 @@ func (m *metrics) init() {
 		m.auditFailed = single("audit_failures_total", "Audit records that could not be written.")
 		m.connectTime = histogram("upstream_connect_seconds", "Time to open an upstream connection.", 0.0005)
 		m.connectFailure = counter("upstream_connect_failures_total", "Upstream connections that failed, by SQLSTATE.", "sqlstate")
+		m.beginAtZero()
 	})
 }
+
+// beginAtZero makes the counters of all labels that can be known beforehand: the
+// rate of one that appears with its first event misses that event.
+func (m *metrics) beginAtZero() {
+	for vec, values := range map[*prometheus.CounterVec][]string{
+		m.sessionsEnded:  endReasons,
+		m.connsRefused:   {codeCannotConnect, codeProtocolViolation, codeFeatureNotSupported, codeBadEncoding, codeInvalidAuthorization, codeInvalidCatalogName, codeInsufficientPriv, codeUndefinedObject, codeTooManyConnections, codeCannotConnectNow, codeIOError},
+		m.refusals:       refusalRules,
+		m.errorsByClass:  append(strings.Fields(errorClasses), "other"),
+		m.caps:           {"max_rows", "max_bytes", "max_affected_rows", "statement_timeout"},
+		m.cancels:        {"sent", "coalesced", "idle", "too late", "before it was sent", "failed", "dropped", "refused"},
+		m.connectFailure: {codeCannotConnect, codeInvalidAuthorization, "28P01", codeInvalidCatalogName, codeTooManyConnections, codeCannotConnectNow},
+	} {
+		for _, value := range values {
+			vec.WithLabelValues(value)
+		}
+	}
+	for _, kind := range usualKinds {
+		m.statements.WithLabelValues(kind, "allow")
+		m.statements.WithLabelValues(kind, "deny")
+	}
+	m.statements.WithLabelValues(unread, "deny")
+}
+
+// endReasons are all reasons for the end of a session.
+var endReasons = []string{
+	string(reasonClient), string(reasonClientLost), string(reasonSlow), string(reasonIdle), string(reasonUpstream), string(reasonShutdown), string(reasonRevoked),
+	string(reasonKilled), string(reasonProtocol), string(reasonStuck), string(reasonTampered), string(reasonCancelLost), string(reasonInternal),
+}
+
+// refusalRules are all rules that refuse a statement or a message, the policy's
+// and the session's.
+var refusalRules = []string{
+	"access", "canceled", "catalog", "copy", "deny", "encoding", "extended", "function", "function call", "length", "message", "only", "own_settings", "parse",
+	"pinned_setting", "prepared", "protected_setting", "read_only", "require_reason", "require_where", "syntax", "tamper", "too_complex", "too_large", "unknown",
+}
+
+// usualKinds are the kinds of statements that every day has. Of the others there
+// are too many.
+var usualKinds = []string{"SELECT", "INSERT", "UPDATE", "DELETE", "MERGE", "BEGIN", "COMMIT", "ROLLBACK", "SET", "SHOW", "EXPLAIN"}
+
+// unread is the kind of a statement that could not be read.
+const unread = "unread"
 
 // Collectors are the server's metrics, for the registry of who serves them.
 func (srv *Server) Collectors() []prometheus.Collector {
@@ -99,7 +143,7 @@ func (m *metrics) statement(kinds []string) {
 // could not be read, nobody knows the kinds.
 func (m *metrics) denied(kinds []string) {
 	if len(kinds) == 0 {
-		kinds = []string{"unread"}
+		kinds = []string{unread}
 	}
 	for _, kind := range kinds {
 		m.statements.WithLabelValues(kind, "deny").Inc()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -103,6 +104,75 @@ func (c *client) refusal() string {
 			return f.String()
 		}
 	}
+}
+
+// A counter is there from the start, at 0: all labels that the source can give it
+// are known beforehand.
+func TestCountersBeginAtZero(t *testing.T) {
+	text := exposed((&Server{}).Collectors()...)
+	for name, label := range map[string]struct {
+		pattern string
+		sources []string
+	}{
+		`pgproxy_sessions_ended_total{reason="%s"} 0`: {`reason\w+ +reason = "([^"]+)"`, []string{"*.go"}},
+		`pgproxy_refusals_total{rule="%s"} 0`:         {`(?:\bRule(?:: | = )|, Rule: |\.refusal\(|\.count\()"([^"]+)"`, []string{"*.go", "../policy/*.go"}},
+		`pgproxy_caps_total{cap="%s"} 0`:              {`(?:capReached\(st, |\.capped\()"([^"]+)"`, []string{"*.go"}},
+		`pgproxy_cancels_total{outcome="%s"} 0`:       {`\.cancel\("([^"]+)"\)`, []string{"*.go"}},
+	} {
+		values := inSource(t, label.pattern, label.sources...)
+		if len(values) < 3 {
+			t.Errorf("%s: the source gives it %q alone", name, values)
+		}
+		for _, value := range values {
+			if want := fmt.Sprintf(name, value); !strings.Contains(text, want+"\n") && !elsewhere[value] {
+				t.Errorf("no %s", want)
+			}
+		}
+	}
+	for _, want := range []string{
+		`pgproxy_statements_total{kind="DELETE",verdict="deny"} 0`, `pgproxy_statements_total{kind="unread",verdict="deny"} 0`,
+		`pgproxy_statement_errors_total{class="42"} 0`, `pgproxy_statement_errors_total{class="other"} 0`,
+		`pgproxy_connections_refused_total{sqlstate="28000"} 0`, `pgproxy_upstream_connect_failures_total{sqlstate="08001"} 0`,
+		`pgproxy_rows_total 0`, `pgproxy_audit_failures_total 0`,
+	} {
+		if !strings.Contains(text, want+"\n") {
+			t.Errorf("no %s", want)
+		}
+	}
+}
+
+// elsewhere are rules that are not counted as refusals of statements: those that
+// refuse a connection or a SET of pgproxy's own, and reasons that end no session.
+var elsewhere = map[string]bool{
+	"callers": true, "database": true, "default": true, "grant": true, "nobody": true, "shared": true, "tagged": true,
+	"lift": true, "may_lift": true, "reason": true, "unknown_setting": true, "allow ": true,
+	string(reasonRefused): true, string(reasonLimit): true,
+}
+
+// inSource are the values that a pattern finds in the source.
+func inSource(t *testing.T, pattern string, globs ...string) []string {
+	t.Helper()
+	var values []string
+	for _, glob := range globs {
+		files, err := filepath.Glob(glob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			text, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, m := range regexp.MustCompile(pattern).FindAllSubmatch(text, -1) {
+				values = append(values, string(m[1]))
+			}
+		}
+	}
+	slices.Sort(values)
+	return slices.Compact(values)
 }
 
 func TestErrorClass(t *testing.T) {
