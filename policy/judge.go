@@ -84,10 +84,16 @@ func safeText() (int, error) {
 // Parse reads the text of a simple Query message. The error is always a
 // *Refusal.
 func (j *Judge) Parse(ctx context.Context, sql string) (*Message, error) {
+	return j.ParseFor(ctx, "", sql)
+}
+
+// ParseFor is Parse for one of several callers, who share the parser processes
+// fairly: one caller's texts leave a process to the others.
+func (j *Judge) ParseFor(ctx context.Context, caller, sql string) (*Message, error) {
 	if msg := j.cache.get(sql); msg != nil {
 		return msg, nil
 	}
-	msg, refusal := j.parse(ctx, sql)
+	msg, refusal := j.parse(ctx, caller, sql)
 	if refusal != nil {
 		return nil, refusal
 	}
@@ -95,7 +101,7 @@ func (j *Judge) Parse(ctx context.Context, sql string) (*Message, error) {
 	return msg, nil
 }
 
-func (j *Judge) parse(ctx context.Context, sql string) (*Message, *Refusal) {
+func (j *Judge) parse(ctx context.Context, caller, sql string) (*Message, *Refusal) {
 	switch {
 	case strings.IndexByte(sql, 0) >= 0, !utf8.ValidString(sql): // C would stop at the one, and read the other unlike the server
 		return nil, &Refusal{Code: "22021", Message: "invalid byte sequence for encoding \"UTF8\"", Rule: "encoding"}
@@ -109,7 +115,7 @@ func (j *Judge) parse(ctx context.Context, sql string) (*Message, *Refusal) {
 	if _, refusal := scan(sql); refusal != nil {
 		return nil, refusal
 	}
-	return j.parseOutside(ctx, sql)
+	return j.parseOutside(ctx, caller, sql)
 }
 
 // parseInside parses a text in this process. A mistake in classifying some
@@ -124,13 +130,13 @@ func parseInside(sql string) (msg *Message, refusal *Refusal) {
 }
 
 // parseOutside has a child process parse a text.
-func (j *Judge) parseOutside(ctx context.Context, sql string) (*Message, *Refusal) {
+func (j *Judge) parseOutside(ctx context.Context, caller, sql string) (*Message, *Refusal) {
 	ctx, cancel := context.WithTimeout(ctx, parserTimeout)
 	defer cancel()
-	answer, err := j.parsers.Do(ctx, []byte(sql))
+	answer, err := j.parsers.Do(ctx, caller, sql)
 	switch {
 	case errors.Is(err, context.Canceled), errors.Is(err, worker.ErrClosed):
-		return nil, &Refusal{Code: "57014", Message: "canceling statement before it was read", Rule: "canceled"}
+		return nil, &Refusal{Code: "57014", Message: "canceling statement due to user request", Rule: "canceled"}
 	case errors.Is(err, context.DeadlineExceeded):
 		return nil, tooComplex(sql, 0, "the parser did not read it in time")
 	case err != nil:

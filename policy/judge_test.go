@@ -62,7 +62,7 @@ func TestOutside(t *testing.T) {
 		if refusal != nil {
 			t.Fatalf("%s: %v", sql, refusal)
 		}
-		outside, refusal := j.parseOutside(t.Context(), sql)
+		outside, refusal := j.parseOutside(t.Context(), "", sql)
 		if refusal != nil {
 			t.Fatalf("%s: %v", sql, refusal)
 		}
@@ -71,7 +71,7 @@ func TestOutside(t *testing.T) {
 		}
 	}
 	_, inside := parse("SELECT é FROM t WHERE x y z")
-	_, outside := j.parseOutside(t.Context(), "SELECT é FROM t WHERE x y z")
+	_, outside := j.parseOutside(t.Context(), "", "SELECT é FROM t WHERE x y z")
 	if inside == nil || outside == nil || *inside != *outside {
 		t.Errorf("refusals: inside %+v, outside %+v", inside, outside)
 	}
@@ -169,6 +169,42 @@ func TestUnderLoad(t *testing.T) {
 	if median > 10*time.Millisecond {
 		t.Errorf("a small statement takes %v beside hostile ones", median)
 	}
+}
+
+// TestFairParsers has one caller send text after text, each of which keeps a
+// parser process for a while. Another's are read between them: not one waits
+// until one of those has been read.
+func TestFairParsers(t *testing.T) {
+	j := newJudge(t)
+	ctx, stop := context.WithCancel(t.Context())
+	slow := "SELECT 1 WHERE a IN (" + strings.Repeat("1,", 100_000)
+	var wg sync.WaitGroup
+	var answered atomic.Int64
+	begun := make(chan struct{}, 6)
+	for i := range cap(begun) {
+		wg.Go(func() {
+			begun <- struct{}{}
+			for n := 0; ctx.Err() == nil; n++ {
+				_, _ = j.ParseFor(ctx, "mallory", fmt.Sprintf("%s%d)", slow, 1000*i+n))
+				answered.Add(1)
+			}
+		})
+	}
+	for range cap(begun) {
+		<-begun
+	}
+	const texts = 30
+	for i := range texts {
+		sql := fmt.Sprintf("SELECT '%s%d'", strings.Repeat("x", 5000), i)
+		if _, err := j.ParseFor(t.Context(), "alice", sql); err != nil {
+			t.Error(err)
+		}
+	}
+	if n := answered.Load(); n > texts/2 {
+		t.Errorf("%d of the one's texts were read while %d of the other's were", n, texts)
+	}
+	stop()
+	wg.Wait()
 }
 
 // stackVariable makes a test process parse its hostile texts and exit: see

@@ -19,6 +19,8 @@ import (
 	"os/exec"
 	"os/signal"
 	"syscall"
+
+	"pgproxy/policy/fair"
 )
 
 // Arg is the first argument of a child process.
@@ -33,32 +35,39 @@ var ErrClosed = errors.New("worker pool is closed")
 // Pool is a fixed number of places for child processes. A process is started
 // when it is first needed and lives until it fails, is retired, or the pool is
 // closed. A Pool is safe for concurrent use.
+//
+// Callers share the places fairly, and one caller never has the last of them:
+// however long its requests take, there is a place for the others.
 type Pool struct {
 	// MaxReuse is the largest request in bytes after which a process is kept:
 	// one that has read a larger text is ended, and its memory with it.
 	MaxReuse int
 
+	turns  *fair.Semaphore
 	places chan *process // the idle places; nil stands for one without a process
-	closed chan struct{}
+	ctx    context.Context
+	close  context.CancelFunc
 }
 
 // New returns a pool of n places. It must be closed.
 func New(n, maxReuse int) *Pool {
-	p := &Pool{MaxReuse: maxReuse, places: make(chan *process, n), closed: make(chan struct{})}
+	p := &Pool{MaxReuse: maxReuse, turns: fair.New(int64(n), int64(max(n-1, 1))), places: make(chan *process, n)}
+	p.ctx, p.close = context.WithCancel(context.Background())
 	for range n {
 		p.places <- nil
 	}
 	return p
 }
 
-// Do sends a request to a child process and returns its answer. It waits for a
-// free place; when ctx ends, so does the child, and Do returns. Any error but
-// ErrClosed and ctx's means that the child died of the request.
-func (p *Pool) Do(ctx context.Context, request []byte) ([]byte, error) {
-	child, err := p.take(ctx)
+// Do sends a caller's request to a child process and returns its answer. It
+// waits for a free place; when ctx ends, so does the child, and Do returns. Any
+// error but ErrClosed and ctx's means that the child died of the request.
+func (p *Pool) Do(ctx context.Context, caller, request string) ([]byte, error) {
+	child, done, err := p.take(ctx, caller)
 	if err != nil {
 		return nil, err
 	}
+	defer done()
 	used := child != nil
 	child, answer, err := attempt(ctx, child, request)
 	if err != nil && used && ctx.Err() == nil {
@@ -76,9 +85,30 @@ func (p *Pool) Do(ctx context.Context, request []byte) ([]byte, error) {
 	return answer, err
 }
 
+// take waits for the caller's turn and takes a place. Done gives the turn back,
+// after the place.
+func (p *Pool) take(ctx context.Context, caller string) (child *process, done func(), err error) {
+	waiting, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(p.ctx, cancel)()
+	done, err = p.turns.Acquire(waiting, caller, 1)
+	if err == nil {
+		select {
+		case child = <-p.places: // at once, unless Close has taken them
+			return child, done, nil
+		case <-p.ctx.Done():
+			done()
+		}
+	}
+	if p.ctx.Err() != nil {
+		err = ErrClosed
+	}
+	return nil, nil, err
+}
+
 // attempt asks a child, a new one where there is none. It returns the child if
 // it can be asked again.
-func attempt(ctx context.Context, child *process, request []byte) (*process, []byte, error) {
+func attempt(ctx context.Context, child *process, request string) (*process, []byte, error) {
 	if child == nil {
 		var err error
 		if child, err = start(); err != nil {
@@ -93,26 +123,10 @@ func attempt(ctx context.Context, child *process, request []byte) (*process, []b
 	return child, answer, nil
 }
 
-func (p *Pool) take(ctx context.Context) (*process, error) {
-	select {
-	case <-p.closed:
-		return nil, ErrClosed
-	default:
-	}
-	select {
-	case child := <-p.places:
-		return child, nil
-	case <-p.closed:
-		return nil, ErrClosed
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
-}
-
 // Close waits for the requests under way, ends all processes and waits for
 // them. It must be called once.
 func (p *Pool) Close() {
-	close(p.closed)
+	p.close()
 	for range cap(p.places) {
 		if child := <-p.places; child != nil {
 			child.end()
@@ -161,7 +175,7 @@ func executable() string {
 
 // do sends one request and reads its answer. The end of ctx kills the child,
 // which ends both.
-func (c *process) do(ctx context.Context, request []byte) ([]byte, error) {
+func (c *process) do(ctx context.Context, request string) ([]byte, error) {
 	stop := context.AfterFunc(ctx, func() { _ = c.cmd.Process.Kill() })
 	defer stop()
 	if err := writeFrame(c.in, request); err != nil {
@@ -206,19 +220,29 @@ func Serve(maxMemory uint64, handle func([]byte) []byte) error {
 		if err != nil {
 			return err
 		}
-		if err := writeFrame(os.Stdout, handle(request)); err != nil {
+		if err := writeFrame(os.Stdout, string(handle(request))); err != nil {
 			return err
 		}
 	}
 }
 
-func writeFrame(w io.Writer, body []byte) error {
+// copiedFrame is the largest body in bytes that is copied to be written together
+// with its length. It is what a pipe holds.
+const copiedFrame = 64 << 10
+
+func writeFrame(w io.Writer, body string) error {
 	if len(body) > maxFrame {
 		return fmt.Errorf("frame of %d bytes", len(body))
 	}
-	frame := make([]byte, 4, 4+len(body))
-	binary.BigEndian.PutUint32(frame, uint32(len(body)))
-	_, err := w.Write(append(frame, body...))
+	frame := binary.BigEndian.AppendUint32(nil, uint32(len(body)))
+	if len(body) <= copiedFrame {
+		_, err := w.Write(append(frame, body...))
+		return err
+	}
+	if _, err := w.Write(frame); err != nil {
+		return err
+	}
+	_, err := io.WriteString(w, body)
 	return err
 }
 

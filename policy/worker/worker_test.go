@@ -52,7 +52,7 @@ func newPool(t *testing.T) *Pool {
 
 func ask(t *testing.T, p *Pool, request string) string {
 	t.Helper()
-	answer, err := p.Do(t.Context(), []byte(request))
+	answer, err := p.Do(t.Context(), "alice", request)
 	if err != nil {
 		t.Fatalf("%.20s: %v", request, err)
 	}
@@ -65,7 +65,7 @@ func TestDo(t *testing.T) {
 	for range 8 {
 		wg.Go(func() {
 			for range 20 {
-				if answer, err := p.Do(t.Context(), []byte("abc")); err != nil || string(answer) != "ABC" {
+				if answer, err := p.Do(t.Context(), "alice", "abc"); err != nil || string(answer) != "ABC" {
 					t.Errorf("%q, %v", answer, err)
 				}
 			}
@@ -85,7 +85,7 @@ func TestDo(t *testing.T) {
 func TestDeath(t *testing.T) {
 	p := newPool(t)
 	for _, request := range []string{"crash", "eat", "crash", "crash"} {
-		if answer, err := p.Do(t.Context(), []byte(request)); err == nil {
+		if answer, err := p.Do(t.Context(), "alice", request); err == nil {
 			t.Errorf("%s: %q", request, answer)
 		}
 		if got := ask(t, p, "abc"); got != "ABC" {
@@ -103,7 +103,7 @@ func TestContext(t *testing.T) {
 	var wg sync.WaitGroup
 	for range 5 {
 		wg.Go(func() {
-			if _, err := p.Do(ctx, []byte("hang")); !errors.Is(err, context.DeadlineExceeded) {
+			if _, err := p.Do(ctx, "alice", "hang"); !errors.Is(err, context.DeadlineExceeded) {
 				t.Error(err)
 			}
 		})
@@ -112,6 +112,31 @@ func TestContext(t *testing.T) {
 	if got := ask(t, p, "abc"); got != "ABC" {
 		t.Errorf("%q", got)
 	}
+}
+
+// TestFair: one caller's requests that never end leave a place for the others,
+// and those others their turn.
+func TestFair(t *testing.T) {
+	p := newPool(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	var wg sync.WaitGroup
+	for range 5 {
+		wg.Go(func() {
+			if _, err := p.Do(ctx, "mallory", "hang"); !errors.Is(err, context.Canceled) {
+				t.Error(err)
+			}
+		})
+	}
+	for len(p.places) > 1 { // until one of them has a place
+		time.Sleep(time.Millisecond)
+	}
+	for range 20 {
+		if got := ask(t, p, "abc"); got != "ABC" {
+			t.Errorf("%q", got)
+		}
+	}
+	cancel()
+	wg.Wait()
 }
 
 // TestIdleDeath kills a child between two requests: the next one is answered
@@ -148,8 +173,21 @@ func TestNoEnvironment(t *testing.T) {
 
 func TestClosed(t *testing.T) {
 	p := New(1, 0)
+	var wg sync.WaitGroup
+	ctx, cancel := context.WithCancel(t.Context())
+	wg.Go(func() { p.Do(ctx, "alice", "hang") })
+	for len(p.places) > 0 {
+		time.Sleep(time.Millisecond)
+	}
+	wg.Go(func() {
+		defer cancel()
+		if _, err := p.Do(t.Context(), "bob", ""); !errors.Is(err, ErrClosed) {
+			t.Errorf("waiting when the pool is closed: %v", err)
+		}
+	})
 	p.Close()
-	if _, err := p.Do(t.Context(), nil); !errors.Is(err, ErrClosed) {
+	wg.Wait()
+	if _, err := p.Do(t.Context(), "alice", ""); !errors.Is(err, ErrClosed) {
 		t.Error(err)
 	}
 }
