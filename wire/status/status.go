@@ -30,10 +30,10 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/pprof"
 	"net/netip"
 	"slices"
 	"strings"
+	"sync"
 
 	"pgproxy/policy"
 	"pgproxy/wire"
@@ -69,6 +69,8 @@ type Page struct {
 	Ops http.Handler
 
 	Logger *slog.Logger
+
+	profiling sync.Mutex // held while a profile is taken
 }
 
 //go:embed style.css live.js
@@ -93,11 +95,9 @@ func (p *Page) Handler() http.Handler {
 		mux.Handle("GET /session/{id}/"+verb, p.seen(func(w http.ResponseWriter, r *http.Request, v wire.Viewer) { p.ask(w, r, v, verb) }))
 		mux.Handle("POST /session/{id}/"+verb, p.seen(func(w http.ResponseWriter, r *http.Request, v wire.Viewer) { p.act(w, r, v, verb) }))
 	}
-	// Without cmdline, which shows the flags.
-	mux.Handle("GET /debug/pprof/", p.observed(pprof.Index))
-	mux.Handle("GET /debug/pprof/profile", p.observed(pprof.Profile))
-	mux.Handle("GET /debug/pprof/trace", p.observed(pprof.Trace))
-	mux.Handle("GET /debug/pprof/symbol", p.observed(pprof.Symbol))
+	for name, serve := range profiles {
+		mux.Handle("GET /debug/pprof/"+name, p.profile(serve, name == "profile" || name == "trace"))
+	}
 	return http.MaxBytesHandler(guarded(http.NewCrossOriginProtection().Handler(mux)), maxBody)
 }
 
@@ -137,16 +137,6 @@ func (p *Page) seen(serve func(http.ResponseWriter, *http.Request, wire.Viewer))
 			return
 		}
 		serve(w, r, v)
-	})
-}
-
-func (p *Page) observed(serve http.HandlerFunc) http.Handler {
-	return p.seen(func(w http.ResponseWriter, r *http.Request, v wire.Viewer) {
-		if !v.Rule.MayObserve {
-			http.Error(w, "pgproxy: this needs may_observe", http.StatusForbidden)
-			return
-		}
-		serve(w, r)
 	})
 }
 

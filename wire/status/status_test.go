@@ -381,6 +381,42 @@ func TestProfilesNeedObserve(t *testing.T) {
 	}
 }
 
+// TestProfilesEnd: whoever asks for a profile of days gets none, and while one
+// is being taken nobody gets another.
+func TestProfilesEnd(t *testing.T) {
+	page := pageFor(busyNight(), watch)
+	h := page.Handler()
+	want := func(target string, code int) {
+		t.Helper()
+		if w := serve(h, request("GET", target, nil)); w.Code != code {
+			t.Errorf("%s: got %d, want %d", target, w.Code, code)
+		}
+	}
+	timed := []string{"/debug/pprof/profile", "/debug/pprof/trace", "/debug/pprof/heap", "/debug/pprof/goroutine"}
+	for _, target := range timed {
+		for _, seconds := range []string{"1000000", "60.5", "61", "1e300", "Inf", "NaN", "week", "0x1p99"} {
+			want(target+"?seconds="+seconds, http.StatusBadRequest)
+		}
+	}
+	want("/debug/pprof/trace?seconds=0.01", http.StatusOK)
+
+	page.profiling.Lock()
+	for _, target := range timed {
+		want(target+"?seconds=1", http.StatusTooManyRequests)
+	}
+	want("/debug/pprof/profile", http.StatusTooManyRequests)
+	want("/debug/pprof/trace", http.StatusTooManyRequests)
+	want("/debug/pprof/goroutine?debug=1", http.StatusOK)
+	page.profiling.Unlock()
+
+	ctx, leave := context.WithCancel(t.Context())
+	leave()
+	serve(h, request("GET", "/debug/pprof/profile?seconds=60", nil).WithContext(ctx))
+	if !page.profiling.TryLock() {
+		t.Error("a profile whose taker has left goes on")
+	}
+}
+
 func TestActs(t *testing.T) {
 	seq := url.Values{"seq": {"3"}}
 	cases := []struct {
