@@ -249,9 +249,16 @@ func needs(n any, kind string) Access {
 		return temporaryAll(n.Relations)
 	case *pg.DropStmt:
 		return temporaryDrop(n)
+	case *pg.LockStmt:
+		if n.Mode == accessShareLock {
+			return Read
+		}
 	}
 	return accessFor(kind)
 }
+
+// accessShareLock is the mode of the lock that a SELECT takes (lockdefs.h).
+const accessShareLock = 1
 
 // temporary returns the access for making or changing a relation: Write where
 // it can only be a temporary one.
