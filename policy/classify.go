@@ -28,8 +28,8 @@ type facts struct {
 // act is one thing that a statement does.
 type act struct {
 	Class actClass
-	// Kind is the command tag that allow, deny and only speak of; empty for
-	// an act that the access alone decides.
+	// Kind is the word that allow, deny and only speak of: a command tag, or
+	// the name of a function; empty for an act that the access alone decides.
 	Kind string
 	// Needs is the least access that permits the act. nobody is beyond Admin.
 	Needs Access
@@ -488,7 +488,7 @@ func (c *classifier) function(name string, builtin bool, pos int, at place) {
 	if at.planned && f.needs <= Write {
 		return // planning runs no volatile function
 	}
-	c.add(act{Class: f.class, Needs: f.needs, Name: name, Pos: pos})
+	c.add(act{Class: f.class, Kind: name, Needs: f.needs, Name: name, Pos: pos})
 }
 
 // functionName returns the last part of a function's name, and whether it can

@@ -77,6 +77,18 @@ func tableLines(table string) func(yield func([3]string) bool) {
 	}
 }
 
+// effectFunction reports whether a rule may name a function: it speaks of those
+// with an effect, in lower case.
+func effectFunction(name string) bool {
+	_, ok := functions[name]
+	return ok
+}
+
+// reviewedFunction reports whether the table has a function.
+func reviewedFunction(name string) bool {
+	return strings.Contains(functionTable, "\n"+name+"\t")
+}
+
 // view adds the act of calling a function by way of a view of PostgreSQL's own.
 func (c *classifier) view(rel *pg.RangeVar, at place) {
 	name, ok := effectViews[rel.Relname]

@@ -123,7 +123,7 @@ func addDatabases(a, b []string) []string {
 }
 
 // commonKinds is what two lists of Only have in common; an empty list means
-// everything. It is false when both say something and nothing is in both.
+// everything. It is false when both say something and no kind is in both.
 func commonKinds(a, b []string) ([]string, bool) {
 	if len(a) == 0 || len(b) == 0 {
 		return addLists(a, b), true
@@ -139,7 +139,7 @@ func commonKinds(a, b []string) ([]string, bool) {
 			}
 		}
 	}
-	return addLists(both, nil), len(both) > 0
+	return addLists(both, nil), slices.ContainsFunc(both, knownKind)
 }
 
 // higher is the larger of two limits of which 0 means none.

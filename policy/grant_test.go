@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"fmt"
 	"reflect"
 	"strings"
 	"testing"
@@ -16,6 +17,7 @@ func TestGrantsAddUp(t *testing.T) {
 		{"one, empty, has the defaults", []string{`{}`}, func(r *Rule) {}},
 		{"widest access", []string{`{"access":"read"}`, `{"access":"admin"}`, `{"access":"write"}`}, func(r *Rule) { r.Access = Admin }},
 		{"union of allow", []string{`{"allow":["vacuum","do"]}`, `{"allow":["VACUUM","CALL"]}`}, func(r *Rule) { r.Allow = []string{"CALL", "DO", "VACUUM"} }},
+		{"union of functions", []string{`{"allow":["pg_reload_conf"]}`, `{"allow":["nextval","VACUUM","pg_reload_conf"]}`}, func(r *Rule) { r.Allow = []string{"VACUUM", "nextval", "pg_reload_conf"} }},
 		{"union of databases", []string{`{"databases":["a","b"]}`, `{"databases":["c","a"]}`}, func(r *Rule) { r.Databases = []string{"a", "b", "c"} }},
 		{"no databases means all", []string{`{"databases":["a"]}`, `{}`}, func(r *Rule) {}},
 		{"star means all", []string{`{"databases":["a"]}`, `{"databases":["*"]}`}, func(r *Rule) {}},
@@ -91,11 +93,13 @@ func TestTagsNeverWiden(t *testing.T) {
 	}{
 		{"only of one", Rule{Access: Admin, Only: []string{"VACUUM"}}, Rule{Access: Read}, []string{"VACUUM"}, true},
 		{"family and tag", Rule{Only: []string{"ALTER", "DO"}}, Rule{Only: []string{"ALTER TABLE", "CALL"}}, []string{"ALTER TABLE"}, true},
+		{"functions", Rule{Only: []string{"SELECT", "nextval", "pg_notify"}}, Rule{Only: []string{"SELECT", "nextval"}}, []string{"SELECT", "nextval"}, true},
+		{"a function and no kind in common", Rule{Only: []string{"SELECT", "nextval"}}, Rule{Only: []string{"SHOW", "nextval"}}, nil, false},
 		{"nothing in common", Rule{Only: []string{"SELECT"}}, Rule{Only: []string{"VACUUM"}}, nil, false},
 	} {
 		for _, pair := range [][]Rule{{tt.a, tt.b}, {tt.b, tt.a}} {
 			sum, ok := mergeRules(pair)
-			if ok != tt.ok || !reflect.DeepEqual(sum.Only, tt.wantOnly) {
+			if ok != tt.ok || ok && !reflect.DeepEqual(sum.Only, tt.wantOnly) {
 				t.Errorf("%s: got %v, %v", tt.name, sum.Only, ok)
 			}
 		}
@@ -128,5 +132,44 @@ func TestDescribe(t *testing.T) {
 		"30s for a statement; 30s idle in a transaction; UPDATE and DELETE need a WHERE clause"
 	if got != want {
 		t.Errorf("got %s", got)
+	}
+}
+
+// TestUnknownWords: what is neither a kind nor a function with an effect is an
+// error that names what may have been meant.
+func TestUnknownWords(t *testing.T) {
+	for _, tt := range []struct{ word, want string }{
+		{"pg_reload_cnf", `no function with an effect; is it "pg_reload_conf"?`},
+		{"PG_RELOAD_CONF", `is it "pg_reload_conf"?`},
+		{"TRUNCAT", `is it "TRUNCATE"?`},
+		{"alter tabel", `is it "ALTER TABLE"?`},
+		{"pg_terminate_backends", `is it "pg_terminate_backend"?`},
+		{"my_function", "no function with an effect"},
+		{"pg_sleep", "is a function without an effect"},
+		{"set_config", "is judged by the setting that it changes"},
+		{"pg_file_settings", `name the function that it calls, "pg_show_all_file_settings"`},
+		{"pg_reload_conf()", `is it "pg_reload_conf"?`},
+	} {
+		for _, field := range []string{"allow", "deny", "only"} {
+			_, err := Parse("policy", fmt.Appendf(nil, `{"default": {%q: ["SELECT", %q]}}`, field, tt.word))
+			if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("%q ", tt.word)) || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("%s: %v", tt.word, err)
+			}
+		}
+	}
+	if _, err := Parse("policy", []byte(`{"default": {"only": ["nextval"]}}`)); err == nil || !strings.Contains(err.Error(), "no statement kind that could call them") {
+		t.Errorf("only with functions alone: %v", err)
+	}
+}
+
+// TestFunctionsAreNoKinds: a word in a rule is either the one or the other.
+func TestFunctionsAreNoKinds(t *testing.T) {
+	for name := range functions {
+		if knownKind(normalKind(name)) || name != strings.ToLower(name) {
+			t.Errorf("%s cannot be named in a rule", name)
+		}
+		if p, err := Parse("policy", fmt.Appendf(nil, `{"default": {"allow": [%q]}}`, name)); err != nil || !listed(p.fallback.Allow, name) {
+			t.Errorf("%s: %v", name, err)
+		}
 	}
 }

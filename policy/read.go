@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"maps"
 	"math"
 	"slices"
 	"strconv"
@@ -104,7 +105,7 @@ func (r *reader) rule(v hujson.Value) Rule {
 	rule := DefaultRule()
 	fields := map[string]func(hujson.Value){
 		"access":                              func(v hujson.Value) { rule.Access = r.access(v) },
-		"allow":                               func(v hujson.Value) { rule.Allow = r.kinds(v) },
+		"allow":                               func(v hujson.Value) { rule.Allow = r.words(v) },
 		"require_where":                       func(v hujson.Value) { rule.Where = r.whereCheck(v) },
 		"databases":                           func(v hujson.Value) { rule.Databases = r.databases(v) },
 		"max_rows":                            func(v hujson.Value) { rule.MaxRows = r.limit(v) },
@@ -118,8 +119,8 @@ func (r *reader) rule(v hujson.Value) Rule {
 		"require_reason":                      func(v hujson.Value) { rule.RequireReason = r.boolean(v) },
 	}
 	if !r.grant {
-		fields["deny"] = func(v hujson.Value) { rule.Deny = r.kinds(v) }
-		fields["only"] = func(v hujson.Value) { rule.Only = r.nonEmptyKinds(v) }
+		fields["deny"] = func(v hujson.Value) { rule.Deny = r.words(v) }
+		fields["only"] = func(v hujson.Value) { rule.Only = r.only(v) }
 	}
 	r.object(v, "a rule", fields)
 	return rule
@@ -233,22 +234,98 @@ func (r *reader) databases(v hujson.Value) []string {
 	return list
 }
 
-// kinds reads a list of statement kinds.
-func (r *reader) kinds(v hujson.Value) []string {
+// words reads a list of statement kinds and of functions with an effect.
+func (r *reader) words(v hujson.Value) []string {
 	list := r.strings(v)
 	for i, name := range list {
-		list[i] = normalKind(name)
-		if list[i] != "" && !knownKind(list[i]) {
-			r.fail(v.Value.(*hujson.Array).Elements[i], "%q is no statement kind: a command tag of PostgreSQL, or its first word", name)
+		kind := normalKind(name)
+		switch {
+		case knownKind(kind):
+			list[i] = kind
+		case kind != "" && !effectFunction(name):
+			r.fail(v.Value.(*hujson.Array).Elements[i], "%q %s", name, unknownWord(name))
 		}
 	}
 	return list
 }
 
-func (r *reader) nonEmptyKinds(v hujson.Value) []string {
-	list := r.kinds(v)
-	if list != nil && len(list) == 0 {
+// unknownWord says why a name is neither a kind nor a function that a rule may
+// name.
+func unknownWord(name string) string {
+	view := effectViews[name]
+	switch {
+	case name == "set_config":
+		return "is judged by the setting that it changes, and is not for a rule to name"
+	case view != "":
+		return fmt.Sprintf("is a view of PostgreSQL's own; name the function that it calls, %q", view)
+	case reviewedFunction(name):
+		return "is a function without an effect that a rule could speak of"
+	}
+	problem := "is no statement kind (a command tag of PostgreSQL, or its first word) and no function with an effect"
+	if near := nearWords(name); len(near) > 0 {
+		problem += "; is it " + strings.Join(near, " or ") + "?"
+	}
+	return problem
+}
+
+// nearWords are the kinds and functions that a name may have been meant for,
+// quoted.
+func nearWords(name string) []string {
+	return nearest(name, slices.Concat(commandTags, slices.Sorted(maps.Keys(functions))))
+}
+
+// nearest are those words, quoted, that a name becomes with the fewest changes:
+// one in four characters at most.
+func nearest(name string, words []string) []string {
+	name = strings.ToLower(name)
+	least := max(len(name)/4, 1)
+	var near []string
+	for _, word := range words {
+		n := distance(name, strings.ToLower(word), least)
+		if n < least {
+			near, least = nil, n
+		}
+		if n == least && len(near) < 3 {
+			near = append(near, strconv.Quote(word))
+		}
+	}
+	return near
+}
+
+// distance is the number of characters to put in, leave out or replace that
+// make one ASCII text of the other; any number over limit for more than that.
+func distance(a, b string, limit int) int {
+	if len(a)-len(b) > limit || len(b)-len(a) > limit {
+		return limit + 1
+	}
+	row := make([]int, len(b)+1)
+	for j := range row {
+		row[j] = j
+	}
+	for i := range len(a) {
+		diagonal := row[0]
+		row[0] = i + 1
+		for j := range len(b) {
+			replaced := diagonal
+			if a[i] != b[j] {
+				replaced++
+			}
+			diagonal = row[j+1]
+			row[j+1] = min(replaced, row[j]+1, row[j+1]+1)
+		}
+	}
+	return row[len(b)]
+}
+
+// only reads the list of all that is permitted.
+func (r *reader) only(v hujson.Value) []string {
+	list := r.words(v)
+	switch {
+	case list == nil:
+	case len(list) == 0:
 		r.fail(v, "only must name one kind at least; leave it out for no such limit")
+	case !slices.ContainsFunc(list, func(word string) bool { return !effectFunction(word) }):
+		r.fail(v, "only names functions and no statement kind that could call them, like \"SELECT\"")
 	}
 	return list
 }

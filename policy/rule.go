@@ -53,9 +53,11 @@ type Rule struct {
 	Access Access
 	// Allow lists statement kinds above Access that are allowed all the
 	// same; Deny lists kinds refused all the same, and wins. Kinds are
-	// command tags in capitals ("ALTER TABLE") or their first word.
+	// command tags in capitals ("ALTER TABLE") or their first word. Names of
+	// functions with an effect, in lower case, stand in the same lists.
 	Allow, Deny []string
-	// Only, when not empty, refuses every kind that is not in it.
+	// Only, when not empty, refuses every kind, and every function with an
+	// effect, that is not in it.
 	Only []string
 	// Where is the check on UPDATE and DELETE.
 	Where WhereCheck
