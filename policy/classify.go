@@ -40,6 +40,8 @@ type act struct {
 	Pos int
 	// Change is set for UPDATE, DELETE and MERGE that would run.
 	Change *change
+	// Millis is the value of a timeout that is set; see timeoutMillis.
+	Millis int64
 }
 
 // actClass is the reason why an act is judged, and so the words for refusing
@@ -57,6 +59,9 @@ const (
 	actSQL                       // a function that runs SQL given as text
 	actConfig                    // set_config of a setting that cannot be read in the text
 	actProtected                 // a setting that belongs to the proxy
+	actSuperuser                 // a setting for superusers or the server's configuration
+	actNoSetting                 // a setting this version does not know
+	actTimeout                   // a timeout of the server's, to some value
 	actPinned                    // a setting that decides how text is read
 	actReadWrite                 // a transaction made writable
 	actResetAll                  // all settings reset at once

@@ -98,8 +98,10 @@ func (j *judgement) act(i int, a *act, pos int) *Refusal {
 	switch {
 	case a.Needs == nobody:
 		return refuseForAll(a, pos)
+	case a.Class == actTimeout && !j.rule.timeoutWithin(a.Name, a.Millis):
+		return refuseTimeout(j.rule, a, pos)
 	case a.Kind != "" && listed(j.rule.Deny, a.Kind):
-		return refuseDenied(a, pos)
+		return refuseDenied(j.rule, a, pos)
 	case a.Kind != "" && len(j.rule.Only) > 0 && !listed(j.rule.Only, a.Kind):
 		return refuseOnly(j.rule, a, pos)
 	case a.Needs > j.rule.Access:

@@ -30,12 +30,21 @@
 // them, but those which the proxy made later, when a limit was lifted or an
 // access narrowed, do not.
 //
+// settings.tsv says of each setting of PostgreSQL 14 to 18 and of contrib whose it is:
+// the session's, the proxy's, or that of superusers and the server's
+// configuration. A setting it does not have needs admin access; a custom one,
+// with a dot in its name, does not, unless it is an extension's whose settings
+// are for superusers. The two timeouts may be set to what the rule allows, so
+// their values are read, and one that is not understood is refused.
+//
 // # What it cannot see
 //
 // Functions, triggers, rules, views, operators and casts of the database, and
 // foreign tables, do what they do with the rights of the login. functions.tsv
 // has PostgreSQL's own functions and those of common extensions; any other is
-// taken to be the database's own and may be called by everybody. At read access
+// taken to be the database's own and may be called by everybody. An extension
+// that is not in settings.tsv may have settings for superusers; where the login
+// is one, pgproxy takes them for custom settings. At read access
 // the server's read-only transactions stop what such a function writes; a login
 // without the rights to write is the stronger wall.
 //

@@ -44,3 +44,22 @@ func FunctionTableProblems() (problems []string) {
 	}
 	return problems
 }
+
+// SettingLine returns what the table says of a setting: its contexts and its
+// class, both empty for one that is not in it by its name.
+func SettingLine(name string) (contexts, class string) {
+	for fields := range tableLines(settingTable) {
+		if fields[0] == name {
+			return fields[1], fields[2]
+		}
+	}
+	return "", ""
+}
+
+// SettingNames are the settings of the table.
+func SettingNames() (names []string) {
+	for fields := range tableLines(settingTable) {
+		names = append(names, fields[0])
+	}
+	return names
+}

@@ -61,14 +61,19 @@ var limits = []limit{
 		format: formatRows,
 		hint:   "A number of rows; 0 means no cap.",
 	},
-	{
-		name:   "statement_timeout",
-		get:    func(r *Rule) int64 { return r.StatementTimeout.Milliseconds() },
-		set:    func(r *Rule, v int64) { r.StatementTimeout = time.Duration(v) * time.Millisecond },
+	timeoutLimit("statement_timeout", func(r *Rule) *time.Duration { return &r.StatementTimeout }),
+	timeoutLimit("idle_in_transaction_session_timeout", func(r *Rule) *time.Duration { return &r.IdleInTransactionTimeout }),
+}
+
+func timeoutLimit(name string, field func(*Rule) *time.Duration) limit {
+	return limit{
+		name:   name,
+		get:    func(r *Rule) int64 { return int64((*field(r) + time.Millisecond - 1) / time.Millisecond) }, // more than none is one at least
+		set:    func(r *Rule, v int64) { *field(r) = time.Duration(v) * time.Millisecond },
 		parse:  parseTimeout,
-		format: func(v int64) string { return formatDuration(time.Duration(v) * time.Millisecond) },
+		format: formatTimeout,
 		hint:   "Milliseconds, or with a unit: ms, s, min, h, d; 0 means no limit.",
-	},
+	}
 }
 
 // ownSettings are the settings in the proxy's name space that it sets itself.
@@ -103,13 +108,7 @@ func (l *Lifts) Set(base Rule, name, value string) *Refusal {
 		}
 	}
 	if looserLimit(v, lim.get(&base)) && !base.MayLift {
-		return &Refusal{
-			Code:    "42501",
-			Message: fmt.Sprintf("pgproxy: %s may not be raised over %s", name, lim.format(lim.get(&base))),
-			Detail:  fmt.Sprintf("may_lift is false (%s).", base.Source),
-			Hint:    "A lower limit may be set; a higher one needs a rule with may_lift.",
-			Rule:    "may_lift",
-		}
+		return refuseLift(&base, lim)
 	}
 	if l.limits == nil {
 		l.limits = map[string]int64{}
@@ -203,7 +202,8 @@ func (l *Lifts) Effective(base Rule) Rule {
 	if len(l.limits) == 0 {
 		return base
 	}
-	rule := base
+	rule, given := base, base
+	rule.given = &given
 	for _, lim := range limits {
 		v, ok := l.limits[lim.name]
 		if ok && (base.MayLift || !looserLimit(v, lim.get(&base))) {
@@ -271,3 +271,7 @@ func parseTimeout(s string) (int64, bool) {
 
 // Clone returns a copy that can be changed by itself.
 func (l *Lifts) Clone() Lifts { return Lifts{limits: maps.Clone(l.limits), reason: l.reason} }
+
+func formatTimeout(millis int64) string {
+	return formatDuration(time.Duration(millis) * time.Millisecond)
+}

@@ -32,6 +32,9 @@ func TestLifts(t *testing.T) {
 		{"max_affected_rows", "2000", free, "", func(r Rule) int64 { return r.MaxAffectedRows }, 2000},
 		{"statement_timeout", "5min", free, "", func(r Rule) int64 { return int64(r.StatementTimeout) }, int64(5 * time.Minute)},
 		{"statement_timeout", "1500", fixed, "", func(r Rule) int64 { return int64(r.StatementTimeout) }, int64(1500 * time.Millisecond)},
+		{"idle_in_transaction_session_timeout", "5min", fixed, "42501", func(r Rule) int64 { return int64(r.IdleInTransactionTimeout) }, int64(30 * time.Second)},
+		{"idle_in_transaction_session_timeout", "5min", free, "", func(r Rule) int64 { return int64(r.IdleInTransactionTimeout) }, int64(5 * time.Minute)},
+		{"idle_in_transaction_session_timeout", "5s", fixed, "", func(r Rule) int64 { return int64(r.IdleInTransactionTimeout) }, int64(5 * time.Second)},
 		{"statement_timeout", "2147483648", free, "22023", func(r Rule) int64 { return int64(r.StatementTimeout) }, int64(30 * time.Second)},
 		{"statement_timeout", "1us", free, "22023", func(r Rule) int64 { return int64(r.StatementTimeout) }, int64(30 * time.Second)},
 		{"user", "x", free, "42501", func(r Rule) int64 { return 0 }, 0},
@@ -109,7 +112,25 @@ func TestLimits(t *testing.T) {
 	for _, s := range rule.Limits() {
 		got = append(got, s.Name+"="+s.Value)
 	}
-	if want := "max_rows=none max_bytes=16 MiB max_affected_rows=1000 statement_timeout=30s"; strings.Join(got, " ") != want {
+	if want := "max_rows=none max_bytes=16 MiB max_affected_rows=1000 statement_timeout=30s idle_in_transaction_session_timeout=30s"; strings.Join(got, " ") != want {
 		t.Errorf("got %v", got)
+	}
+}
+
+// TestPlainAfterLift: what a session made stricter for itself it may make less
+// strict again, up to the policy's limit, by the plain SET too.
+func TestPlainAfterLift(t *testing.T) {
+	var l Lifts
+	if r := l.Set(DefaultRule(), "statement_timeout", "1s"); r != nil {
+		t.Fatal(r)
+	}
+	rule := l.Effective(DefaultRule())
+	if rule.StatementTimeout != time.Second {
+		t.Fatalf("not made stricter: %v", rule.StatementTimeout)
+	}
+	for value, want := range map[string]bool{"500ms": true, "20s": true, "30s": true, "31s": false, "0": false} {
+		if got := rule.TimeoutWithin("statement_timeout", value); got != want {
+			t.Errorf("%s: %v", value, got)
+		}
 	}
 }

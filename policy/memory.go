@@ -67,7 +67,7 @@ func merge(known, acts []act) []act {
 // are compared by identity: each may touch another table.
 func contains(acts []act, a act) bool {
 	for _, b := range acts {
-		if a.Class == b.Class && a.Kind == b.Kind && a.Needs == b.Needs && a.Name == b.Name && a.Change == b.Change {
+		if a.Class == b.Class && a.Kind == b.Kind && a.Needs == b.Needs && a.Name == b.Name && a.Change == b.Change && a.Millis == b.Millis {
 			return true
 		}
 	}

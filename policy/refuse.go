@@ -2,6 +2,8 @@ package policy
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strings"
 )
 
@@ -33,15 +35,21 @@ func refuseForAll(a *act, pos int) *Refusal {
 		Code: "42501", Rule: "pinned_setting", Position: pos,
 		Message: fmt.Sprintf("pgproxy: changing %s is refused", a.Name),
 		Detail:  "pgproxy and the server must read a text alike: client_encoding is UTF8 and standard_conforming_strings is on.",
-		Hint:    "psql converts to the terminal's encoding by itself where the terminal is set to UTF-8.",
+		Hint:    pinnedHints[a.Name],
 	}
 }
 
-func refuseDenied(a *act, pos int) *Refusal {
+var pinnedHints = map[string]string{
+	"client_encoding":             "Unset PGCLIENTENCODING, or set it to UTF8 (psql: \\encoding UTF8), and let the terminal or the program convert.",
+	"standard_conforming_strings": "Leave it on, and write strings with backslash escapes as E'…'.",
+}
+
+func refuseDenied(rule *Rule, a *act, pos int) *Refusal {
 	return &Refusal{
 		Code: "42501", Rule: "deny", Position: pos,
 		Message: fmt.Sprintf("pgproxy: %s is refused", a.Kind),
 		Detail:  fmt.Sprintf("The policy denies %s.", a.Kind),
+		Hint:    fmt.Sprintf("Your rule%s would have to leave it out of \"deny\". %s", rule.source(), rule.Ask()),
 	}
 }
 
@@ -50,7 +58,40 @@ func refuseOnly(rule *Rule, a *act, pos int) *Refusal {
 		Code: "42501", Rule: "only", Position: pos,
 		Message: fmt.Sprintf("pgproxy: %s is refused", a.Kind),
 		Detail:  fmt.Sprintf("The policy allows nothing but %s.", strings.Join(rule.Only, ", ")),
+		Hint:    fmt.Sprintf("Your rule%s would have to name it in \"only\". %s", rule.source(), rule.Ask()),
 	}
+}
+
+// refuseTimeout refuses a plain SET of a timeout.
+func refuseTimeout(rule *Rule, a *act, pos int) *Refusal {
+	lim, _ := limitNamed(a.Name)
+	r := refuseLift(rule.policy(), lim)
+	if a.Millis < 0 {
+		r.Message = fmt.Sprintf("pgproxy: changing %s to a value that pgproxy does not understand is refused", a.Name)
+		r.Detail = fmt.Sprintf("pgproxy must know whether it is above %s.", lim.format(lim.get(rule.policy())))
+		r.Hint = lim.hint
+	}
+	r.Rule, r.Position = "protected_setting", pos
+	return r
+}
+
+// refuseLift refuses a value above a rule's limit.
+func refuseLift(rule *Rule, lim limit) *Refusal {
+	most := lim.format(lim.get(rule))
+	return &Refusal{
+		Code: "42501", Rule: "may_lift",
+		Message: fmt.Sprintf("pgproxy: %s may not be raised over %s", lim.name, most),
+		Detail:  fmt.Sprintf("may_lift is false in your rule%s.", rule.source()),
+		Hint:    fmt.Sprintf("Up to %s may be set; more needs may_lift. %s", most, rule.Ask()),
+	}
+}
+
+// source names where the rule comes from, in parentheses behind "your rule".
+func (r *Rule) source() string {
+	if r.Source == "" {
+		return ""
+	}
+	return " (" + r.Source + ")"
 }
 
 func refuseBare(a *act, pos int) *Refusal {
@@ -89,6 +130,7 @@ func refuseAccess(rule *Rule, a *act, pos int) *Refusal {
 		r.Rule = "unknown"
 		r.Message = "pgproxy: this statement is refused"
 		r.Detail = fmt.Sprintf("It has a part that this version of pgproxy does not know (%s); only access \"admin\" includes it.", a.Name)
+		r.Hint = rule.Ask()
 	case actCatalog:
 		r.Rule = "catalog"
 		r.Message = fmt.Sprintf("pgproxy: changing rows of %s is refused", a.Name)
@@ -98,6 +140,7 @@ func refuseAccess(rule *Rule, a *act, pos int) *Refusal {
 		r.Rule = "function"
 		r.Message = fmt.Sprintf("pgproxy: function %s is refused", a.Name)
 		r.Detail = fmt.Sprintf("It %s; access %q includes that.", functionEffects[a.Class], a.Needs)
+		r.Hint = sentences(insteadOfFunction[a.Name], wayOut(rule, a.Needs, a.Name))
 	case actConfig:
 		r.Rule = "protected_setting"
 		r.Message = "pgproxy: set_config of a setting that is not a constant is refused"
@@ -107,11 +150,22 @@ func refuseAccess(rule *Rule, a *act, pos int) *Refusal {
 		r.Rule = "protected_setting"
 		r.Message = fmt.Sprintf("pgproxy: changing %s is refused", a.Name)
 		r.Detail = fmt.Sprintf("The setting belongs to pgproxy at access %q.", rule.Access)
-		r.Hint = settingHint(a.Name)
+		r.Hint = settingHint(rule, a.Name)
+	case actSuperuser:
+		r.Rule = "protected_setting"
+		r.Message = fmt.Sprintf("pgproxy: changing %s is refused", a.Name)
+		r.Detail = access + " does not include settings that only a superuser or the server's configuration changes."
+		r.Hint = wayOut(rule, Admin, "")
+	case actNoSetting:
+		r.Code, r.Rule = "42704", "unknown_setting"
+		r.Message = fmt.Sprintf("unrecognized configuration parameter %q", a.Name)
+		r.Detail = fmt.Sprintf("pgproxy knows the settings of PostgreSQL 14 to 18; others need access \"admin\", and yours is %q.", rule.Access)
+		r.Hint = unknownSettingHint(rule, a.Name)
 	case actReadWrite:
 		r.Rule = "read_only"
 		r.Message = fmt.Sprintf("pgproxy: %s is refused", a.Name)
 		r.Detail = access + " has read-only transactions."
+		r.Hint = wayOut(rule, Write, "")
 	case actResetAll:
 		r.Rule = "protected_setting"
 		r.Message = fmt.Sprintf("pgproxy: %s is refused", a.Name)
@@ -129,23 +183,100 @@ var functionEffects = map[actClass]string{
 	actSQL:      "runs SQL that is given as text",
 }
 
-// statementHint says what would permit a kind of statement.
+// insteadOfFunction says what does the same, or some of it, and is permitted.
+var insteadOfFunction = map[string]string{
+	"pg_cancel_backend":    "Ctrl-C cancels your own statement; pgproxy's status page ends your own sessions.",
+	"pg_terminate_backend": "pgproxy's status page ends your own sessions.",
+}
+
+// statementHint says what is permitted instead of a kind of statement, and then
+// what would permit it.
 func statementHint(rule *Rule, a *act) string {
-	switch {
-	case rule.Access == Write && (strings.HasPrefix(a.Kind, "CREATE TABLE") || a.Kind == "CREATE VIEW" || a.Kind == "CREATE SEQUENCE"):
-		return "Temporary ones are included: CREATE TEMP …"
-	case rule.Access == Write && (a.Kind == "DROP TABLE" || a.Kind == "TRUNCATE TABLE"):
-		return "A temporary table is included when it is named as one: pg_temp.name."
-	case a.Needs == Write:
-		return fmt.Sprintf("Access \"write\" includes it, or \"allow\": [%q] in the policy.", a.Kind)
+	word := a.Kind
+	if word == "TRUNCATE TABLE" {
+		word = "TRUNCATE"
 	}
-	return fmt.Sprintf("Access \"admin\" includes it, or \"allow\": [%q] in the policy.", a.Kind)
+	return sentences(insteadOfStatement(rule, a.Kind), wayOut(rule, a.Needs, word))
+}
+
+func insteadOfStatement(rule *Rule, kind string) string {
+	switch kind {
+	case "TRUNCATE TABLE", "DROP TABLE":
+		return sentences(deleteInstead(rule), temporaryInstead(rule, "A temporary table is included when it is named as one: pg_temp.name."))
+	case "DROP VIEW", "DROP SEQUENCE", "DROP INDEX":
+		return temporaryInstead(rule, "A temporary one is included when it is named as one: pg_temp.name.")
+	case "CREATE TABLE", "CREATE TABLE AS", "CREATE VIEW", "CREATE SEQUENCE":
+		return temporaryInstead(rule, "Temporary ones are included: CREATE TEMP ….")
+	case "LOCK TABLE":
+		return "LOCK TABLE … IN ACCESS SHARE MODE is included."
+	case "COPY":
+		return "SELECT is included (psql: \\g FILE, \\pset format csv)."
+	}
+	return ""
+}
+
+// deleteInstead tells of DELETE, to those who may.
+func deleteInstead(rule *Rule) string {
+	switch {
+	case !rule.permits("DELETE", Write):
+		return ""
+	case rule.MaxAffectedRows == 0:
+		return "DELETE FROM … WHERE … is included."
+	}
+	return fmt.Sprintf("DELETE FROM … WHERE … is included, up to %d rows a statement.", rule.MaxAffectedRows)
+}
+
+func temporaryInstead(rule *Rule, hint string) string {
+	if rule.Access < Write {
+		return ""
+	}
+	return hint
+}
+
+// permits reports whether the rule permits a kind that needs an access.
+func (r *Rule) permits(kind string, needs Access) bool {
+	return !listed(r.Deny, kind) && (len(r.Only) == 0 || listed(r.Only, kind)) && (r.Access >= needs || listed(r.Allow, kind))
+}
+
+// wayOut says what the caller's rule would need, and whom to ask for it. word
+// is what "allow" would have to name, empty for what the access alone decides.
+func wayOut(rule *Rule, needs Access, word string) string {
+	needed := fmt.Sprintf("access %q", needs)
+	if word != "" {
+		needed += fmt.Sprintf(" or \"allow\": [%q]", word)
+	}
+	return fmt.Sprintf("Your rule%s would need %s. %s", rule.source(), needed, rule.Ask())
 }
 
 // settingHint says how to come by what a protected setting would give.
-func settingHint(name string) string {
-	if name == "statement_timeout" {
-		return "SET pgproxy.statement_timeout, where the policy says may_lift."
+func settingHint(rule *Rule, name string) string {
+	own, isOwn := strings.CutPrefix(name, ownPrefix)
+	_, isLimit := limitNamed(own)
+	switch {
+	case isOwn && identitySettings[own]:
+		return "It says who you are, for triggers and the server's log."
+	case isOwn && (isLimit || own == "reason"):
+		return fmt.Sprintf("SET %s = … is a statement of its own.", name)
+	case isLimit: // a timeout, in a definition
+		return "It may be made stricter for the session, by SET. " + wayOut(rule, Admin, "")
+	case name == "application_name":
+		return "It says who you are. The name that your client gives at connect is kept in the audit record."
+	case strings.HasSuffix(name, "transaction_read_only") && rule.Access >= Write:
+		return "BEGIN READ ONLY, or SET TRANSACTION READ ONLY, is included."
 	}
-	return ""
+	return wayOut(rule, Admin, "")
+}
+
+// unknownSettingHint names the settings that may have been meant.
+func unknownSettingHint(rule *Rule, name string) string {
+	near := nearest(name, slices.Sorted(maps.Keys(settings)))
+	if len(near) == 0 {
+		return rule.Ask()
+	}
+	return fmt.Sprintf("Is it %s? %s", strings.Join(near, " or "), rule.Ask())
+}
+
+// sentences joins those that are not empty.
+func sentences(list ...string) string {
+	return strings.Join(slices.DeleteFunc(list, func(s string) bool { return s == "" }), " ")
 }

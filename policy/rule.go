@@ -1,6 +1,9 @@
 package policy
 
-import "time"
+import (
+	"strings"
+	"time"
+)
 
 // Access is how much a rule lets a caller change.
 type Access int
@@ -77,6 +80,26 @@ type Rule struct {
 	MayObserve, MayKill bool
 	// RequireReason wants pgproxy.reason set before a statement that writes.
 	RequireReason bool
+	// Contact is whom to ask for what this rule does not give: "#dba", a URL;
+	// empty for whoever runs pgproxy. It is Policy.Contact.
+	Contact string
+
+	// given is what the policy gives, where a session has changed its limits;
+	// nil where it has not.
+	given *Rule
+}
+
+// Ask is the sentence of a refusal that says whom to ask.
+func (r Rule) Ask() string { return ask(r.Contact) }
+
+func ask(contact string) string {
+	switch {
+	case contact == "":
+		return "Ask whoever runs pgproxy."
+	case strings.Contains(contact, "://"):
+		return "Ask: " + contact // a full stop would become part of the link
+	}
+	return "Ask " + contact + "."
 }
 
 // DefaultRule is the built-in rule for people whom no policy names.

@@ -1,6 +1,8 @@
 package policy
 
 import (
+	_ "embed"
+	"fmt"
 	"strconv"
 	"strings"
 
@@ -10,40 +12,71 @@ import (
 // ownPrefix is the prefix of the proxy's own settings.
 const ownPrefix = "pgproxy."
 
-// protectedSettings belong to the proxy at every access but Admin: the stamp,
-// the limits, the read-only wall, and who the session is for PostgreSQL.
-var protectedSettings = map[string]bool{
-	"application_name":                    true,
-	"statement_timeout":                   true,
-	"idle_in_transaction_session_timeout": true,
-	"default_transaction_read_only":       true,
-	"transaction_read_only":               true,
-	"role":                                true,
-	"session_authorization":               true,
-	"session_replication_role":            true,
+// settingTable is the reviewed list of settings. Its first lines explain it;
+// TestSettingsOfServers holds it against real servers.
+//
+//go:embed settings.tsv
+var settingTable string
+
+// settingClass says to whom a setting belongs.
+type settingClass int
+
+const (
+	settingUnknown settingClass = iota // PostgreSQL 14 to 18 have no such setting
+	settingSession
+	settingServer
+	settingProxy
+	settingTimeout
+	settingPinned
+)
+
+// settingClasses are the classes of the table.
+var settingClasses = map[string]settingClass{
+	"session": settingSession,
+	"server":  settingServer,
+	"proxy":   settingProxy,
+	"timeout": settingTimeout,
+	"pinned":  settingPinned,
 }
 
-// pinnedSettings decide how the server reads a text. At every access they
-// stay what the parser takes them for.
-var pinnedSettings = map[string]bool{"client_encoding": true, "standard_conforming_strings": true}
+// settings are the classes of the table's settings, by name in lower case.
+var settings = readSettings(settingTable)
+
+// readSettings reads the table. The table is part of the program, so a mistake
+// in it is a defect.
+func readSettings(table string) map[string]settingClass {
+	known := make(map[string]settingClass)
+	for fields := range tableLines(table) {
+		class, ok := settingClasses[fields[2]]
+		if !ok {
+			panic(fmt.Sprintf("policy: settings.tsv: %q", fields))
+		}
+		known[strings.ToLower(fields[0])] = class
+	}
+	return known
+}
+
+// classOfSetting returns the class of a setting, by its name in lower case.
+func classOfSetting(name string) settingClass {
+	if class, ok := settings[name]; ok {
+		return class
+	}
+	prefix, _, custom := strings.Cut(name, ".")
+	if !custom {
+		return settingUnknown
+	}
+	if prefix+"." == ownPrefix {
+		return settingProxy
+	}
+	if class, ok := settings[prefix+".*"]; ok {
+		return class
+	}
+	return settingSession
+}
 
 // identitySettings are the settings of ours that the server holds, for
 // triggers and logs: who the session is. They are set in the startup packet.
 var identitySettings = map[string]bool{"user": true, "node": true, "session": true}
-
-// settingNeeds returns the class of setting a value, and the least access for
-// it. value is nil for a reset, which returns to the proxy's own value.
-func settingNeeds(name string, value *string) (actClass, Access) {
-	switch {
-	case pinnedSettings[name]:
-		if value != nil && !isPin(name, *value) {
-			return actPinned, nobody
-		}
-	case protectedSettings[name], strings.HasPrefix(name, ownPrefix):
-		return actProtected, Admin
-	}
-	return actStatement, Read
-}
 
 // isPin reports whether a value is the one that a setting is pinned to.
 func isPin(name, value string) bool {
@@ -79,7 +112,7 @@ func (c *classifier) set(n *pg.VariableSetStmt, kind string, at place) {
 			return
 		}
 		c.statement(kind, Read, at)
-	} else if pinnedSettings[name] {
+	} else if classOfSetting(name) == settingPinned {
 		return // the setting of a function or a role: not this session's
 	}
 	switch n.Kind {
@@ -89,18 +122,46 @@ func (c *classifier) set(n *pg.VariableSetStmt, kind string, at place) {
 		c.setTransaction(n)
 	case pg.VariableSetKind_VAR_SET_VALUE:
 		value := settingValue(n.Args)
-		c.setting(name, &value, -1)
+		c.setting(name, &value, -1, !at.top)
 	default:
-		c.setting(name, nil, -1)
+		c.setting(name, nil, -1, !at.top)
 	}
 }
 
+// maxName bounds the name of a setting in a refusal, in bytes. set_config takes
+// any text for one.
+const maxName = 100
+
 // setting adds the act of changing a setting, if it is one of those that not
-// everybody may change.
-func (c *classifier) setting(name string, value *string, pos int) {
-	if class, needs := settingNeeds(name, value); needs > Read {
-		c.add(act{Class: class, Needs: needs, Name: name, Pos: pos})
+// everybody may change. value is nil for a reset, which returns to the value of
+// the startup packet: the proxy's own, or one that was judged there. stored says
+// that it stands in a definition, for others to meet.
+func (c *classifier) setting(name string, value *string, pos int, stored bool) {
+	switch class := classOfSetting(name); {
+	case class == settingSession:
+	case class == settingPinned:
+		if value != nil && !isPin(name, *value) {
+			c.add(act{Class: actPinned, Needs: nobody, Name: name, Pos: pos})
+		}
+	case class == settingTimeout && !stored:
+		if value != nil {
+			c.add(act{Class: actTimeout, Needs: Read, Name: name, Pos: pos, Millis: timeoutMillis(*value)})
+		}
+	default:
+		if len(name) > maxName {
+			name = strings.ToValidUTF8(name[:maxName], "") + "…"
+		}
+		c.add(act{Class: settingActs[class], Needs: Admin, Name: name, Pos: pos})
 	}
+}
+
+// settingActs are the acts of changing settings that need admin access; a
+// timeout does in a definition.
+var settingActs = map[settingClass]actClass{
+	settingUnknown: actNoSetting,
+	settingServer:  actSuperuser,
+	settingProxy:   actProtected,
+	settingTimeout: actProtected,
 }
 
 // proxySetting returns the proxy's own command that a SET or RESET is, nil if
@@ -163,7 +224,7 @@ func (c *classifier) setTransaction(n *pg.VariableSetStmt) {
 	}
 	for _, arg := range n.Args {
 		if e := arg.GetDefElem(); e.GetDefname() == "transaction_read_only" {
-			c.setting("default_transaction_read_only", nil, int(e.GetLocation()))
+			c.setting("default_transaction_read_only", nil, int(e.GetLocation()), false)
 		}
 	}
 }
@@ -215,8 +276,7 @@ func (c *classifier) setConfig(n *pg.FuncCall, at place) {
 		c.add(act{Class: actConfig, Needs: Admin, Name: "set_config", Pos: int(n.Location)})
 		return
 	}
-	name = strings.ToLower(name)
-	c.setting(name, value, int(n.Location))
+	c.setting(strings.ToLower(name), value, int(n.Location), at.stored)
 	c.st.facts.Configures = true
 }
 

@@ -243,6 +243,16 @@ func TestRepeated(t *testing.T) {
 	if err != nil || again != first {
 		t.Errorf("the same with other numbers is read anew (%v)", err)
 	}
+	rule := policy.DefaultRule()
+	for sql, want := range map[string]bool{"SET statement_timeout = 10000": true, "SET statement_timeout = 99000": false, "SET statement_timeout = 20000": true} {
+		msg, err := judge.Parse(t.Context(), sql)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d := policy.Decide(t.Context(), &rule, msg, new(policy.Memory), nil); (d.Refusal == nil) != want {
+			t.Errorf("%s: %+v", sql, d.Refusal)
+		}
+	}
 	analyze := []string{"EXPLAIN (ANALYZE 0) DELETE FROM t", "EXPLAIN (ANALYZE 1) DELETE FROM t"}
 	for i, want := range []bool{false, true} {
 		if msg, err := judge.Parse(t.Context(), analyze[i]); err != nil || msg.Statements[0].Changes != want {

@@ -130,12 +130,10 @@ func (w *corpusRun) serve(srv *Server) {
 	srv.Audit = w
 }
 
-// setRule sets the rule of the sessions to come, with lifts: the corpus has
-// some, and nothing to say on who may.
+// setRule sets the rule of the sessions to come.
 func (w *corpusRun) setRule(rule policy.Rule) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	rule.MayLift = true
 	w.rule = rule
 }
 
@@ -143,7 +141,6 @@ func (w *corpusRun) setRule(rule policy.Rule) {
 func (w *corpusRun) rules(rule policy.Rule) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	rule.MayLift = true
 	return reflect.DeepEqual(rule, w.rule)
 }
 
@@ -244,6 +241,8 @@ func (w *corpusRun) denied(s *client, sql, rule, status string) {
 	switch rule {
 	case "copy", "own_settings":
 		code = "0A000"
+	case "unknown_setting":
+		code = "42704"
 	case "syntax":
 		code = "42601"
 	}

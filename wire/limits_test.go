@@ -523,3 +523,37 @@ func TestStatementLength(t *testing.T) {
 	c.wantLike("SELECT '"+strings.Repeat(long, 17)+"'", `E\(54001 pgproxy: a statement of \d+ bytes is too long\) Z\(E\)`)
 	c.want("ROLLBACK", "C(ROLLBACK) Z(I)")
 }
+
+// TestPlainTimeouts: the timeouts by their plain names. A stricter one is the
+// server's from then on, wherever in a message it stands, and a RESET goes back
+// to the one that the session began with.
+func TestPlainTimeouts(t *testing.T) {
+	for _, major := range []int{15, 18} {
+		t.Run(fmt.Sprintf("PostgreSQL %d", major), func(t *testing.T) {
+			p := startProxyTo(t, startMajor(t, major).SocketDSN("app", "app"))
+			c := p.login(t)
+			c.want("SHOW statement_timeout", "D(30s) C(SHOW) Z(I)")
+			c.want("SET statement_timeout = '400ms'", "C(SET) Z(I)")
+			c.want("SHOW statement_timeout", "D(400ms) C(SHOW) Z(I)")
+			c.wantPart("SELECT pg_sleep(60)", "E(57014 canceling statement due to statement timeout")
+			c.want("SELECT 1; SET statement_timeout = 9000; SHOW statement_timeout", "D(1) C(SELECT 1) C(SET) D(9s) C(SHOW) Z(I)")
+			c.wantPart("SET statement_timeout = 0", "E(42501 pgproxy: statement_timeout may not be raised over 30s) Z(I)")
+			c.wantPart("SELECT 1; SET statement_timeout = '31s'", "E(42501 pgproxy: statement_timeout may not be raised over 30s) Z(I)")
+			c.want("RESET statement_timeout; SHOW statement_timeout", "C(RESET) D(30s) C(SHOW) Z(I)")
+
+			c.want("BEGIN; SET LOCAL statement_timeout = '5s'; SHOW statement_timeout", "C(BEGIN) C(SET) D(5s) C(SHOW) Z(T)")
+			c.want("COMMIT; SHOW statement_timeout", "C(COMMIT) D(30s) C(SHOW) Z(I)")
+
+			c.want("SET idle_in_transaction_session_timeout = '10s'; SHOW idle_in_transaction_session_timeout", "C(SET) D(10s) C(SHOW) Z(I)")
+			c.wantPart("SELECT set_config('idle_in_transaction_session_timeout', '1h', false)", "E(42501 pgproxy: idle_in_transaction_session_timeout may not be raised over 30s) Z(I)")
+			c.wantPart("SHOW pgproxy.limits", "D(statement_timeout,30s) D(idle_in_transaction_session_timeout,30s)")
+			c.want("SET pgproxy.idle_in_transaction_session_timeout = '7s'", "C(SET) Z(I)")
+			c.want("SHOW idle_in_transaction_session_timeout", "D(7s) C(SHOW) Z(I)")
+			for _, rec := range p.records.all() {
+				if rec.Event == audit.Tamper {
+					t.Errorf("tampered: %s", rec.Tampered)
+				}
+			}
+		})
+	}
+}

@@ -59,7 +59,8 @@ func (s *session) parameters() (map[string]string, policy.Rule, *sessionError) {
 		params["default_transaction_read_only"] = "on"
 		s.readLogin = true
 	}
-	_, s.ownTimeout = theirs["statement_timeout"]
+	_, set := theirs["statement_timeout"]
+	s.ownTimeout = set && rule.Access == policy.Admin
 	maps.Copy(params, theirs)
 	return params, rule, nil
 }

@@ -351,6 +351,9 @@ func TestStartupSettings(t *testing.T) {
 		{"replication off", []string{"replication", "false"}, "server_encoding", "UTF8"},
 		{"database of the user's name", []string{"database", "x"}, "server_encoding", "UTF8"},
 		{"own database by name", []string{"database", "postgres"}, "server_encoding", "UTF8"},
+		{"stricter timeout", []string{"statement_timeout", "400ms"}, "statement_timeout", "400ms"},
+		{"stricter timeout as option", []string{"options", "-c idle_in_transaction_session_timeout=9000"}, "idle_in_transaction_session_timeout", "9s"},
+		{"custom setting", []string{"options", "-c app.tenant=42"}, "app.tenant", "42"},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			p := startProxy(t)
@@ -373,6 +376,12 @@ func TestStartupSettings(t *testing.T) {
 		{"read only off", []string{"default_transaction_read_only", "off"}, "42501", "default_transaction_read_only"},
 		{"timeout", []string{"statement_timeout", "0"}, "42501", "statement_timeout"},
 		{"identity", []string{"pgproxy.user", "root"}, "42501", "pgproxy.user"},
+		{"library", []string{"options", "-c session_preload_libraries=auto_explain"}, "42501", "session_preload_libraries"},
+		{"library for everybody", []string{"local_preload_libraries", "auto_explain"}, "42501", "local_preload_libraries"},
+		{"logging", []string{"options", "--log-statement=none"}, "42501", "log_statement"},
+		{"counting", []string{"options", "-c track_counts=off"}, "42501", "track_counts"},
+		{"an extension's", []string{"options", "-c auto_explain.log_min_duration=0"}, "42501", "auto_explain.log_min_duration"},
+		{"other timeout", []string{"options", "-c idle_in_transaction_session_timeout=31s"}, "42501", "idle_in_transaction_session_timeout"},
 		{"unknown", []string{"nosuch_setting", "1"}, "42704", "nosuch_setting"},
 		{"not a name", []string{"a b\"; DROP TABLE x", "1"}, "42704", "a b"},
 		{"empty name in options", []string{"options", "-c =1"}, "42501", "-c"},

@@ -9,7 +9,8 @@
 // The first line has the verdicts at access read, write and admin: "ok", or
 // the name of the rule that refuses (policy.Refusal.Rule). Then come the
 // reason for having the case, and parts of the rule: allow, deny, only (kinds
-// with commas between them), where (key, free). What follows is sent as one
+// and functions with commas between them), where (key, free), lift (yes). What
+// follows is sent as one
 // message; a line of "---" begins the next message of the same session. The
 // verdicts are those on the last message; the others are expected to pass
 // where it does.
@@ -45,6 +46,7 @@ func (c Case) Rule(access policy.Access) policy.Rule {
 	rule := policy.DefaultRule()
 	rule.Access = access
 	rule.Allow, rule.Deny, rule.Only = c.kinds("allow"), c.kinds("deny"), c.kinds("only")
+	rule.MayLift = c.options["lift"] == "yes"
 	switch c.options["where"] {
 	case "key":
 		rule.Where = policy.WhereKey
