@@ -16,6 +16,9 @@ type Policy struct {
 	// for callers whose access is Read; empty means that there is none. It
 	// may hold a password and must not be printed.
 	UpstreamRead string
+	// Contact is whom refusals say to ask: "#dba", a URL; empty for whoever
+	// runs pgproxy. It is set before the policy is used.
+	Contact string
 
 	fallback *Rule            // for people nobody names; nil refuses them
 	callers  map[string]*Rule // by login or tag, folded; a nil rule refuses
@@ -140,6 +143,15 @@ func foldName(name string) string {
 // otherwise by name, otherwise the default, which is for people of this
 // tailnet alone. The error is a *Refusal to be sent as FATAL.
 func (p *Policy) RuleFor(c Caller) (Rule, error) {
+	rule, err := p.ruleFor(c)
+	if refusal, ok := errors.AsType[*Refusal](err); ok {
+		refusal.Hint = strings.TrimPrefix(refusal.Hint+" "+ask(p.Contact), " ")
+	}
+	rule.Contact = p.Contact
+	return rule, err
+}
+
+func (p *Policy) ruleFor(c Caller) (Rule, error) {
 	if c.Who() == "" {
 		return Rule{}, refuseCaller("nobody", "pgproxy: the tailnet does not say who is calling", "")
 	}
@@ -190,7 +202,7 @@ func (p *Policy) ruleByDefault(c Caller) (Rule, error) {
 			"Devices shared in from another tailnet must be named by a grant or in the policy file's callers; the default rule is for people of this tailnet.")
 	case p.fallback == nil:
 		return Rule{}, refuseCaller("default", fmt.Sprintf("pgproxy: no access for %s", c.Who()),
-			"Ask for a grant, or to be named in the policy file's callers.")
+			"It takes a grant, or a name in the policy file's callers.")
 	}
 	return *p.fallback, nil
 }

@@ -222,3 +222,25 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestContact: each rule, and each refusal of a connection, says whom to ask.
+func TestContact(t *testing.T) {
+	p := loadTestPolicy(t)
+	p.Contact = "#dba"
+	for _, c := range []Caller{alice, bob, carol, granted(`{"access":"read"}`)} {
+		if rule, err := p.RuleFor(c); err != nil || rule.Contact != "#dba" || rule.Ask() != "Ask #dba." {
+			t.Errorf("%s: %+v, %v", c.Who(), rule, err)
+		}
+	}
+	for _, c := range []Caller{{Node: "x"}, {Login: "mallory@example.com"}, {Tags: []string{"tag:web"}}, {Login: "alice@example.com", Granted: true}} {
+		_, err := p.RuleFor(c)
+		if r, ok := errors.AsType[*Refusal](err); !ok || !strings.HasSuffix(r.Hint, "Ask #dba.") {
+			t.Errorf("%+v: %+v", c, err)
+		}
+	}
+	for contact, want := range map[string]string{"": "Ask whoever runs pgproxy.", "https://wiki.example.com/oncall": "Ask: https://wiki.example.com/oncall"} {
+		if got := (Rule{Contact: contact}).Ask(); got != want {
+			t.Errorf("%q: %s", contact, got)
+		}
+	}
+}

@@ -94,6 +94,7 @@ func addRules(a, b Rule) (Rule, bool) {
 		MayObserve:               a.MayObserve || b.MayObserve,
 		MayKill:                  a.MayKill || b.MayKill,
 		RequireReason:            a.RequireReason && b.RequireReason,
+		Contact:                  a.Contact,
 	}, ok
 }
 

@@ -275,3 +275,25 @@ func (l *Lifts) Clone() Lifts { return Lifts{limits: maps.Clone(l.limits), reaso
 func formatTimeout(millis int64) string {
 	return formatDuration(time.Duration(millis) * time.Millisecond)
 }
+
+// LiftHint says how a session comes to a limit of need, in rows, bytes or
+// milliseconds: by a SET of exactly that size for those who may, and for all
+// others whom to ask.
+func (r Rule) LiftHint(name string, need int64) string {
+	lim, ok := limitNamed(name)
+	switch {
+	case !ok:
+		return r.Ask()
+	case r.MayLift:
+		return fmt.Sprintf("SET pgproxy.%s = %s raises it for this session.", name, settingLiteral(lim.format(need)))
+	}
+	return fmt.Sprintf("%s over %s needs may_lift in your rule. %s", name, lim.format(lim.get(&r)), r.Ask())
+}
+
+// settingLiteral is a value as SET takes it.
+func settingLiteral(value string) string {
+	if _, err := strconv.ParseInt(value, 10, 64); err == nil {
+		return value
+	}
+	return quoteLiteral(value)
+}

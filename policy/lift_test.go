@@ -134,3 +134,41 @@ func TestPlainAfterLift(t *testing.T) {
 		}
 	}
 }
+
+func TestLiftHint(t *testing.T) {
+	fixed := DefaultRule()
+	fixed.Contact = "#dba"
+	free := fixed
+	free.MayLift = true
+	for _, c := range []struct {
+		rule       Rule
+		name       string
+		need       int64
+		want, then string // a SET in it, and what it makes of the rule
+	}{
+		{free, "max_affected_rows", 2999, "SET pgproxy.max_affected_rows = 2999 raises it for this session.", "2999"},
+		{free, "max_bytes", 32 << 20, "SET pgproxy.max_bytes = '32 MiB' raises it for this session.", "32 MiB"},
+		{free, "statement_timeout", 120_000, "SET pgproxy.statement_timeout = '2min' raises it for this session.", "2min"},
+		{fixed, "max_affected_rows", 2999, "max_affected_rows over 1000 needs may_lift in your rule. Ask #dba.", ""},
+		{fixed, "idle_in_transaction_session_timeout", 60_000, "idle_in_transaction_session_timeout over 30s needs may_lift in your rule. Ask #dba.", ""},
+	} {
+		got := c.rule.LiftHint(c.name, c.need)
+		if got != c.want {
+			t.Errorf("%s: %s", c.name, got)
+		}
+		if c.then == "" {
+			continue
+		}
+		_, value, _ := strings.Cut(got, "= ")
+		value, _, _ = strings.Cut(value, " raises")
+		var l Lifts
+		if r := l.Set(c.rule, c.name, strings.Trim(value, "'")); r != nil {
+			t.Errorf("%s: the hint is refused: %v", c.name, r)
+		}
+		lim, _ := limitNamed(c.name)
+		rule := l.Effective(c.rule)
+		if got := lim.format(lim.get(&rule)); got != c.then {
+			t.Errorf("%s: the hint makes it %s", c.name, got)
+		}
+	}
+}

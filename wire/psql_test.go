@@ -502,7 +502,7 @@ func TestPsqlSettings(t *testing.T) {
 			{"PGDATESTYLE=SQL, DMY", "SHOW datestyle; SELECT date '2026-12-31';", 0, "31/12/2026"},
 			{"PGGEQO=off", "SHOW geqo;", 0, "off"},
 			{"PGCLIENTENCODING=UTF8", "SHOW client_encoding;", 0, "UTF8"},
-			{"PGCLIENTENCODING=LATIN1", "", 2, "FATAL:  pgproxy:"},
+			{"PGCLIENTENCODING=LATIN1", "", 2, "HINT:  Unset PGCLIENTENCODING"},
 			{"PGOPTIONS=-c statement_timeout=0", "", 2, "statement_timeout"},
 			{"PGOPTIONS=-c role=postgres", "", 2, "role"},
 			{"PGOPTIONS=-c default_transaction_read_only=off", "", 2, "default_transaction_read_only"},
