@@ -666,13 +666,16 @@ func (p *proxy) checkPlaces() error {
 // readPolicy puts the policy file in force, or leaves what was.
 func (p *proxy) readPolicy() error {
 	if p.policyFile == "" {
-		p.inForce.Store(&inForce{Policy: p.withoutFile()})
+		now := p.withoutFile()
+		now.Contact = p.contact
+		p.inForce.Store(&inForce{Policy: now})
 		return nil
 	}
 	read, err := policy.LoadFile(p.policyFile)
 	if err != nil {
 		return err
 	}
+	read.Contact = p.contact
 	next := &inForce{Policy: read}
 	if read.UpstreamRead != "" {
 		if next.readLogin, err = upstream.ParseConfig(read.UpstreamRead); err != nil {
@@ -925,7 +928,6 @@ func (p *proxy) server(at *place, records *audit.Writer, judge *policy.Judge) *w
 		ConnectTimeout:     p.connectTimeout,
 		IdleTimeout:        p.idleTimeout,
 		QuietLogin:         p.quietLogin,
-		Contact:            p.contact,
 		Logger:             p.log,
 	}
 }

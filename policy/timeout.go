@@ -22,6 +22,14 @@ func (r *Rule) timeoutWithin(name string, millis int64) bool {
 	return ok && millis >= 0 && (r.MayLift || !looserLimit(millis, lim.get(r.policy())))
 }
 
+// Within reports whether a value of a timeout, as the server shows it, is not
+// above the one that this rule has now.
+func (r *Rule) Within(name, serverValue string) bool {
+	lim, ok := limitNamed(name)
+	millis := timeoutMillis(serverValue)
+	return ok && millis >= 0 && !looserLimit(millis, lim.get(r))
+}
+
 // policy is the rule as the policy gives it.
 func (r *Rule) policy() *Rule {
 	if r.given != nil {

@@ -426,10 +426,27 @@ func (s *session) execute(st *statement) *sessionError {
 		s.ownTimeout = true
 	}
 	s.listening = s.listening || listens(st.msg, o.Completed)
+	s.followTimeouts(st, o.Completed)
 	s.recordResult(st, o)
 	s.warnOpen(&st.rule)
 	s.ready()
 	return nil
+}
+
+// followTimeouts takes a timeout that the client has raised by its plain name,
+// which it may, for what SET pgproxy.… would have made of it: pgproxy's own clock
+// follows.
+func (s *session) followTimeouts(st *statement, completed int) {
+	if st.rule.Access == policy.Admin || !st.rule.MayLift {
+		return
+	}
+	for i := range min(completed, len(st.msg.Statements)) {
+		for _, name := range st.msg.Statements[i].Settings {
+			if value := s.backend.Timeout(name); value != "" && !st.rule.Within(name, value) {
+				s.lift("SET", name, value)
+			}
+		}
+	}
 }
 
 // warnOpen tells, once in a session and while there is time to COMMIT, how long
@@ -443,7 +460,7 @@ func (s *session) warnOpen(rule *policy.Rule) {
 	e := &sessionError{severity: "WARNING", code: "01000",
 		message: fmt.Sprintf("pgproxy: an open transaction is rolled back, and the session ends, after %s without a statement", policy.FormatDuration(limit))}
 	if rule.MayLift {
-		e.hint = fmt.Sprintf("For longer: SET pgproxy.idle_in_transaction_session_timeout = '%s'.", policy.FormatDuration(10*limit))
+		e.hint = rule.LiftHint("idle_in_transaction_session_timeout", (10 * limit).Milliseconds())
 	}
 	s.Send(e.append(nil))
 }

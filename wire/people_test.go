@@ -210,3 +210,40 @@ func TestCloseHasALastWord(t *testing.T) {
 		return ends == 2
 	})
 }
+
+// A timeout that the client may raise, and raises by its plain name, is raised
+// for pgproxy's own clock, too.
+func TestPlainTimeoutIsFollowed(t *testing.T) {
+	p := startProxy(t, withRule(func(r *policy.Rule) { r.MayLift, r.StatementTimeout = true, time.Second }))
+	c := p.login(t)
+	c.want("SET statement_timeout = '1h'", "C(SET) Z(I)")
+	c.want("SHOW pgproxy.statement_timeout", "D(1h) C(SHOW) Z(I)")
+	c.want("SELECT pg_sleep(3.5)", "D() C(SELECT 1) Z(I)") // a second, and pgproxy's grace, is less
+	p.records.event(t, audit.Lift)
+	c.want("RESET pgproxy.statement_timeout", "C(RESET) Z(I)")
+	c.want("SHOW statement_timeout", "D(1s) C(SHOW) Z(I)")
+}
+
+// Hints name the size that is needed, or whom to ask.
+func TestCapHints(t *testing.T) {
+	freshCaps(t)
+	for _, tt := range []struct {
+		name    string
+		change  func(*policy.Rule)
+		sql     string
+		contain string
+	}{
+		{"lift the affected rows", func(r *policy.Rule) { r.MaxAffectedRows, r.MayLift = 5, true }, "UPDATE caps.t SET n = 1 WHERE id <= 17", "SET pgproxy.max_affected_rows = 17"},
+		{"ask", func(r *policy.Rule) { r.MaxAffectedRows, r.Contact = 5, "#dba" }, "UPDATE caps.t SET n = 1 WHERE id <= 17", "Ask #dba."},
+		{"lift the rows", func(r *policy.Rule) { r.MaxRows, r.MayLift = 5, true }, "SELECT * FROM caps.t", "SET pgproxy.max_rows = 50"},
+		{"ask for rows", func(r *policy.Rule) { r.MaxRows = 5 }, "SELECT * FROM caps.t", "Ask whoever runs pgproxy."},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			p := startProxy(t, withRule(tt.change))
+			got, _ := p.login(t).errorOf(tt.sql)
+			if !strings.Contains(got['H'], tt.contain) || strings.Contains(got['H'], "= 0") {
+				t.Errorf("HINT %q", got['H'])
+			}
+		})
+	}
+}

@@ -98,10 +98,7 @@ func (s *session) LastWord(f frame.ErrorFields) *frame.Notice {
 func idleInTransaction(rule *policy.Rule) *sessionError {
 	e := fatal(codeIdleInTransaction, fmt.Sprintf("pgproxy: terminating connection after %v idle in a transaction; the transaction was rolled back", rule.IdleInTransactionTimeout), reasonIdleTransaction)
 	e.detail = fmt.Sprintf("The limit is pgproxy's: idle_in_transaction_session_timeout is %v.", rule.IdleInTransactionTimeout)
-	e.hint = "Send BEGIN, the statements and COMMIT in one go, or ask for may_lift in pgproxy's policy."
-	if rule.MayLift {
-		e.hint = fmt.Sprintf("For longer transactions: SET pgproxy.idle_in_transaction_session_timeout = '%v'.", 10*rule.IdleInTransactionTimeout)
-	}
+	e.hint = "Send BEGIN, the statements and COMMIT in one go. " + rule.LiftHint("idle_in_transaction_session_timeout", (10*rule.IdleInTransactionTimeout).Milliseconds())
 	return e
 }
 

@@ -60,9 +60,6 @@ type Server struct {
 	LoginTimeout, ConnectTimeout, IdleTimeout time.Duration
 	// QuietLogin leaves the NOTICE at login out.
 	QuietLogin bool
-	// Contact is whom to ask for what only somebody else can allow; empty = not
-	// known.
-	Contact string
 
 	Logger *slog.Logger
 

@@ -184,6 +184,15 @@ func timeoutSetting(name string) bool {
 	return name == "statement_timeout" || name == "idle_in_transaction_session_timeout"
 }
 
+// Timeout is the value of one of the two timeouts that belong to pgproxy, as
+// the server has told it last; "" for another setting, and where it has not.
+func (b *Backend) Timeout(name string) string {
+	if !timeoutSetting(name) {
+		return ""
+	}
+	return b.settings.differs[name]
+}
+
 // putBack is the statement that gives a setting its value back.
 func (s *settings) putBack(name string, rule *policy.Rule) string {
 	switch name {

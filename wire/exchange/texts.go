@@ -44,12 +44,20 @@ func truncationError(a *Answer) *frame.Notice {
 	if a.fetch() != nil {
 		n.Detail += " A cursor's rows count together, whatever the number of FETCHes."
 	}
-	needed := a.rule.MaxRows * 10
-	if a.capped == "max_bytes" {
-		needed = a.rule.MaxBytes * 10
-	}
-	n.Hint = "Ask for less (WHERE, LIMIT, fewer columns)" + raiseHint(a.rule, a.capped, strconv.FormatInt(needed, 10)) + "."
+	n.Hint = "Ask for less (WHERE, LIMIT, fewer columns). " + a.rule.LiftHint(a.capped, neededFor(a))
 	return n
+}
+
+// neededFor is the cap that the result needs: what came of it, where the server
+// has sent it to its end, and otherwise ten times the cap.
+func neededFor(a *Answer) int64 {
+	switch {
+	case a.capped == "max_bytes":
+		return 10 * a.rule.MaxBytes
+	case a.allReads || a.fetch() != nil:
+		return 10 * a.rule.MaxRows
+	}
+	return a.stmtRows + a.dropped
 }
 
 // truncationWarning tells the same of a statement that has done its work, and
@@ -77,15 +85,6 @@ func capWords(a *Answer) string {
 	return fmt.Sprintf("max_rows is %d", a.rule.MaxRows)
 }
 
-// raiseHint says how to raise a limit to the size that is needed, or whom to
-// ask.
-func raiseHint(rule *policy.Rule, limit, needed string) string {
-	if rule.MayLift {
-		return ", or SET pgproxy." + limit + " = " + needed
-	}
-	return ", or ask for may_lift in pgproxy's policy"
-}
-
 func mutedWarning(rule *policy.Rule, what string) *frame.Notice {
 	return warning("pgproxy: %s were left out: max_bytes is %d", what, rule.MaxBytes)
 }
@@ -93,7 +92,7 @@ func mutedWarning(rule *policy.Rule, what string) *frame.Notice {
 // timeoutError tells which limit has ended a statement, whoever kept it.
 func timeoutError(rule *policy.Rule) *frame.Notice {
 	n := errorNotice(codeQueryCanceled, fmt.Sprintf("canceling statement due to statement timeout (pgproxy's statement_timeout is %v)", rule.StatementTimeout))
-	n.Hint = "Make the statement cheaper" + raiseHint(rule, "statement_timeout", fmt.Sprintf("'%v'", 4*rule.StatementTimeout)) + "."
+	n.Hint = "Make the statement cheaper. " + rule.LiftHint("statement_timeout", (4*rule.StatementTimeout).Milliseconds())
 	return n
 }
 
@@ -109,7 +108,7 @@ func cancelError(by string) *frame.Notice {
 // affectedError tells of a change that was over the cap and was taken back.
 func affectedError(rule *policy.Rule, changed, byItself int64) *frame.Notice {
 	n := errorNotice(codeLimitExceeded, fmt.Sprintf("pgproxy: the statement changed %s, max_affected_rows is %d; it was rolled back", count(changed, "row"), rule.MaxAffectedRows))
-	n.Hint = "Narrow its WHERE" + raiseHint(rule, "max_affected_rows", strconv.FormatInt(changed, 10)) + "."
+	n.Hint = "Narrow its WHERE. " + rule.LiftHint("max_affected_rows", changed)
 	if byItself < changed {
 		n.Detail = fmt.Sprintf("%s by itself; the others by foreign keys, triggers or WITH clauses.", count(byItself, "row"))
 	}
