@@ -82,14 +82,13 @@ func (c *cache) putLocked(key string, msg *Message) {
 func (m *Message) size() int {
 	n := 256
 	for i := range m.Statements {
-		n += 384
-		for _, a := range m.Statements[i].facts.Acts {
-			n += 128
-			if a.Change != nil {
-				for _, way := range a.Change.Pins {
-					n += 32 + 24*len(way)
-				}
-			}
+		st := &m.Statements[i]
+		n += 448 + 32*len(st.Settings) + 48*len(st.facts.Executes)
+		for k := range st.facts.Acts {
+			n += st.facts.Acts[k].size()
+		}
+		if st.facts.Prepares != "" {
+			n += 256 // in prepares
 		}
 	}
 	return n

@@ -1,22 +1,28 @@
 package policy
 
 import (
+	"fmt"
 	"slices"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
 )
 
-// change is what require_where asks of an UPDATE, DELETE or MERGE.
+// change is what require_where asks of an UPDATE, DELETE or MERGE, and of an
+// INSERT … ON CONFLICT DO UPDATE.
 type change struct {
 	// Bare says that there is no WHERE clause.
 	Bare bool
-	// Schema, Name and Only are the table as the statement names it.
-	Schema, Name string
-	Only         bool
+	// Only says that the tables that inherit from the table are left out.
+	Only bool
 	// Pins are the ways in which a row can satisfy the WHERE clause: each is
 	// the columns of the table that it compares with constants. Nil when the
 	// clause says nothing that can be relied on.
 	Pins [][]string
+	// Upsert says that it is an INSERT, which needs no WHERE clause: it changes
+	// the rows that are in the way of those inserted. Unnamed is why these do
+	// not name them by a key with constants, "" when they do.
+	Upsert  bool
+	Unnamed string
 }
 
 func updateChange(n *pg.UpdateStmt) *change {
@@ -28,16 +34,74 @@ func deleteChange(n *pg.DeleteStmt) *change {
 }
 
 func changeOf(rel *pg.RangeVar, where *pg.Node) *change {
-	ch := &change{Bare: where == nil, Schema: rel.GetSchemaname(), Name: rel.GetRelname(), Only: !rel.GetInh()}
-	ch.Pins = pinner{rel}.pins(where)
+	return &change{Bare: where == nil, Only: !rel.GetInh(), Pins: pinner{rel}.pins(where)}
+}
+
+// insertChange returns what an INSERT must say, nil when it changes no row that
+// is there. A row that it changes has the values of a row inserted in all
+// columns of the conflict target, which is a unique key, or the server refuses
+// the INSERT. So it changes one row for each row inserted, and names it where
+// those values are constants.
+func insertChange(n *pg.InsertStmt) *change {
+	conflict := n.OnConflictClause
+	if conflict.GetAction() != pg.OnConflictAction_ONCONFLICT_UPDATE {
+		return nil
+	}
+	ch := &change{Upsert: true}
+	target, rows := conflictColumns(conflict.Infer), n.SelectStmt.GetSelectStmt().GetValuesLists()
+	switch {
+	case target == nil:
+		ch.Unnamed = "ON CONFLICT does not name the columns of a key"
+	case len(rows) == 0:
+		ch.Unnamed = "the rows to insert come from a query"
+	case n.Override == pg.OverridingKind_OVERRIDING_USER_VALUE:
+		ch.Unnamed = "OVERRIDING USER VALUE takes other values than those of the rows"
+	}
+	for _, column := range target {
+		if ch.Unnamed == "" && !allConstant(rows, insertedAt(n.Cols, column)) {
+			ch.Unnamed = fmt.Sprintf("column %q is not in the INSERT's list of columns with a constant in each row", column)
+		}
+	}
 	return ch
+}
+
+// conflictColumns returns the columns of a conflict target, nil if it is not
+// made of columns alone.
+func conflictColumns(target *pg.InferClause) []string {
+	var columns []string
+	for _, e := range target.GetIndexElems() {
+		name := e.GetIndexElem().GetName()
+		if name == "" || len(columns) == maxColumns {
+			return nil
+		}
+		columns = append(columns, name)
+	}
+	return columns
+}
+
+// insertedAt returns the place of a column in an INSERT's list, -1 for none.
+func insertedAt(list []*pg.Node, column string) int {
+	return slices.IndexFunc(list, func(n *pg.Node) bool {
+		return n.GetResTarget().GetName() == column && len(n.GetResTarget().GetIndirection()) == 0
+	})
+}
+
+// allConstant reports whether the values at a place are constants in all rows.
+func allConstant(rows []*pg.Node, at int) bool {
+	for _, row := range rows {
+		items := row.GetList().GetItems()
+		if at < 0 || at >= len(items) || !isConstant(items[at]) {
+			return false
+		}
+	}
+	return true
 }
 
 // mergeChange returns what a MERGE must say, nil when it only inserts. Its ON
 // condition is the WHERE clause of its WHEN MATCHED branches; what is not
 // matched by the source has only the branch's own condition.
 func mergeChange(n *pg.MergeStmt) *change {
-	ch := &change{Schema: n.Relation.GetSchemaname(), Name: n.Relation.GetRelname(), Only: !n.Relation.GetInh()}
+	ch := &change{Only: !n.Relation.GetInh()}
 	p, changes := pinner{n.Relation}, false
 	for _, node := range n.MergeWhenClauses {
 		when := node.GetMergeWhenClause()

@@ -15,14 +15,25 @@ type facts struct {
 	// Acts are what the statement does, its own kind first. A statement may
 	// run when every act may.
 	Acts []act
-	// Executes are the names of prepared statements it runs; Prepares the
-	// one it makes; Forgets the one it drops, "*" for all.
+	// Executes are the prepared statements it runs; Prepares is the name of the
+	// one it makes, Forgets of the one it drops; ForgetsAll says that it drops
+	// all.
 	Executes          []execution
 	Prepares, Forgets string
+	ForgetsAll        bool
 	// Hides says of a PREPARE what Statement.Hidden says of a statement.
 	Hides bool
 	// Configures says that it changes a setting by set_config.
 	Configures bool
+	// Foreign says that it names a function, operator or type that is not known
+	// to be PostgreSQL's own.
+	Foreign bool
+}
+
+// beyondRead reports whether the statement does something known to have an
+// effect.
+func (f *facts) beyondRead() bool {
+	return f.Configures || slices.ContainsFunc(f.Acts, func(a act) bool { return a.Needs > Read })
 }
 
 // act is one thing that a statement does.
@@ -38,10 +49,29 @@ type act struct {
 	// Pos is where the offending word stands: first in bytes from 0, -1 for
 	// unknown; once the statement is classified, in characters from 1.
 	Pos int
-	// Change is set for UPDATE, DELETE and MERGE that would run.
+	// Change is set for UPDATE, DELETE, MERGE and ON CONFLICT DO UPDATE that
+	// would run.
 	Change *change
 	// Millis is the value of a timeout that is set; see timeoutMillis.
 	Millis int64
+	// Target is the table or view whose rows the act changes, or opens to
+	// changes by way of a view.
+	Target *relation
+}
+
+// size is about how much memory the act takes, in bytes.
+func (a *act) size() int {
+	n := 144
+	if a.Target != nil {
+		n += 64
+	}
+	if a.Change != nil {
+		n += 80
+		for _, way := range a.Change.Pins {
+			n += 32 + 24*len(way)
+		}
+	}
+	return n
 }
 
 // actClass is the reason why an act is judged, and so the words for refusing
@@ -52,7 +82,6 @@ const (
 	actStatement actClass = iota // a kind of statement
 	actCopyStdio                 // COPY through the client connection
 	actUnknown                   // a node this version does not know
-	actCatalog                   // rows of a system catalogue changed
 	actSequence                  // a function that changes rows, locks, sequences
 	actServer                    // a function that acts on the server or other sessions
 	actFiles                     // a function that reads the server's files
@@ -83,7 +112,10 @@ type place struct {
 	top     bool // the statement itself
 	wrapped bool // what EXPLAIN, PREPARE, DECLARE, COPY, CREATE AS run
 	stored  bool // part of a definition, to run another day
-	planned bool // under EXPLAIN without ANALYZE: not run at all
+	// planned says that it stands under EXPLAIN without ANALYZE: no statement
+	// and no volatile function is run there. Planning does run the stable and
+	// immutable ones, and what the type of a literal calls.
+	planned bool
 
 	createAs bool // directly under CREATE TABLE AS
 }
@@ -99,7 +131,9 @@ func (p place) inside(n any) place {
 		p.wrapped, p.createAs = true, true
 	case *pg.PrepareStmt, *pg.DeclareCursorStmt, *pg.CopyStmt:
 		p.wrapped = true
-	case *pg.CreateFunctionStmt, *pg.RuleStmt, *pg.ViewStmt, *pg.CreateSchemaStmt:
+	case *pg.ExecuteStmt: // its arguments are evaluated before anything is planned
+		p.planned = false
+	case *pg.CreateFunctionStmt, *pg.RuleStmt, *pg.ViewStmt, *pg.CreateSchemaStmt, *pg.CreateStmt, *pg.IndexStmt:
 		p.stored = true
 	}
 	return p
@@ -124,20 +158,14 @@ func classify(st *Statement, tree any) {
 	case isSelectInto(tree):
 		st.Kind = "CREATE TABLE AS" // but the server answers SELECT
 	}
-	st.Reads = st.Kind == "SELECT" && !c.beyondRead()
-}
-
-// beyondRead reports whether the statement does something known to have an
-// effect.
-func (c *classifier) beyondRead() bool {
-	return c.st.facts.Configures || slices.ContainsFunc(c.st.facts.Acts, func(a act) bool { return a.Needs > Read })
+	st.Reads = st.Kind == "SELECT" && !st.facts.beyondRead()
 }
 
 // add adds an act, once: a statement may call a function a hundred thousand
 // times.
 func (c *classifier) add(a act) {
 	acts := c.st.facts.Acts
-	if len(acts) >= 16 && a.Change == nil {
+	if len(acts) >= 16 && a.Target == nil {
 		key := a
 		key.Pos = 0
 		if c.seen[key] {
@@ -153,20 +181,11 @@ func (c *classifier) add(a act) {
 
 // visit judges a node and then all below it.
 func (c *classifier) visit(n any, at place) {
-	if !expressionNode(n) {
+	if expressionNode(n) {
+		c.expression(n, at)
+	} else {
 		c.judge(n, at)
-	}
-	switch n := n.(type) {
-	case *pg.FuncCall:
-		c.call(n, at)
-	case *pg.ColumnRef:
-		if len(n.Fields) > 1 {
-			c.attribute(n.Fields[len(n.Fields)-1:], int(n.Location), at)
-		}
-	case *pg.A_Indirection:
-		c.attribute(n.Indirection, location(n.Arg), at)
-	case *pg.RangeVar:
-		c.view(n, at)
+		c.observe(n, at)
 	}
 	eachChild(n, func(child any) { c.visit(child, at.inside(n)) })
 }
@@ -191,7 +210,7 @@ func (c *classifier) judge(n any, at place) {
 		}
 		return
 	case *pg.InsertStmt:
-		c.change(n, n.Relation, nil, at)
+		c.change(n, n.Relation, insertChange(n), at)
 		return
 	case *pg.UpdateStmt:
 		c.change(n, n.Relation, updateChange(n), at)
@@ -316,8 +335,8 @@ func isSelectInto(n any) bool {
 	return false
 }
 
-// change adds an INSERT, UPDATE, DELETE or MERGE. ch is nil for an INSERT,
-// which needs no WHERE.
+// change adds an INSERT, UPDATE, DELETE or MERGE. ch is nil for one that changes
+// no row that is there.
 func (c *classifier) change(n any, rel *pg.RangeVar, ch *change, at place) {
 	if at.planned {
 		return
@@ -332,10 +351,7 @@ func (c *classifier) change(n any, rel *pg.RangeVar, ch *change, at place) {
 		c.st.Changes = true
 		c.st.Hidden = c.st.Hidden || !at.top
 	}
-	c.add(act{Kind: kind, Needs: Write, Pos: nested(at, rel), Change: ch})
-	if catalogRelation(rel) {
-		c.add(act{Class: actCatalog, Needs: Admin, Name: rel.GetRelname(), Pos: int(rel.GetLocation())})
-	}
+	c.add(act{Kind: kind, Needs: Write, Pos: nested(at, rel), Change: ch, Target: relationOf(rel)})
 }
 
 // nested returns the position to show for a change: the verb for a statement
@@ -345,20 +361,6 @@ func nested(at place, rel *pg.RangeVar) int {
 		return -1
 	}
 	return int(rel.GetLocation())
-}
-
-// catalogRelation reports whether a relation is one of PostgreSQL's own.
-// Changing rows there is DDL in disguise, and an UPDATE of pg_settings is a
-// SET. An unqualified pg_ name may be a user's, who can qualify it.
-func catalogRelation(rel *pg.RangeVar) bool {
-	switch schema := rel.GetSchemaname(); schema {
-	case "":
-		return strings.HasPrefix(rel.GetRelname(), "pg_")
-	case "pg_temp":
-		return false
-	default:
-		return schema == "pg_catalog" || schema == "information_schema" || strings.HasPrefix(schema, "pg_toast")
-	}
 }
 
 // onlyRelation returns the relation that a view selects from, if it is the
@@ -381,16 +383,19 @@ func (c *classifier) session(n any, at place) {
 		c.show(n)
 	case *pg.DiscardStmt:
 		if n.Target == pg.DiscardMode_DISCARD_ALL {
-			c.st.facts.Forgets = "*"
+			c.st.facts.ForgetsAll = true
 			c.add(act{Class: actResetAll, Needs: Admin, Name: "DISCARD ALL", Pos: -1})
 		}
 	case *pg.ViewStmt:
-		if rel := onlyRelation(n.Query); catalogRelation(rel) {
-			c.add(act{Class: actCatalog, Needs: Admin, Name: rel.GetRelname() + " (by way of a view)", Pos: int(rel.GetLocation())})
+		if rel := onlyRelation(n.Query); rel != nil {
+			c.add(act{Needs: Read, Pos: int(rel.GetLocation()), Target: relationOf(rel)})
 		}
 	case *pg.FetchStmt:
 		c.st.Cursor = fetchUse(n)
 	case *pg.DeclareCursorStmt:
+		if !at.top { // EXPLAIN declares none
+			break
+		}
 		const noScroll, hold = 0x0004, 0x0020 // CURSOR_OPT_…, parsenodes.h
 		c.st.Cursor = CursorUse{Verb: CursorDeclare, Name: n.Portalname, Hold: n.Options&hold != 0, NoScroll: n.Options&noScroll != 0}
 	case *pg.ClosePortalStmt:
@@ -400,10 +405,7 @@ func (c *classifier) session(n any, at place) {
 	case *pg.ExecuteStmt:
 		c.st.facts.Executes = append(c.st.facts.Executes, execution{Name: n.Name, Pos: -1, Planned: at.planned, Nested: !at.top})
 	case *pg.DeallocateStmt:
-		c.st.facts.Forgets = n.Name
-		if n.Name == "" {
-			c.st.facts.Forgets = "*"
-		}
+		c.st.facts.Forgets, c.st.facts.ForgetsAll = n.Name, n.Name == ""
 	}
 }
 
@@ -463,8 +465,14 @@ func isOff(value *pg.Node) bool {
 
 // call adds the act of calling a function with a known effect.
 func (c *classifier) call(n *pg.FuncCall, at place) {
+	c.names(own().functions, n.Funcname...)
 	name, builtin := functionName(n.Funcname)
 	if name == "set_config" && builtin {
+		c.configures(n, at)
+		if at.stored { // it would run with some later statement, unseen
+			c.add(act{Class: actConfig, Needs: Admin, Name: name, Pos: int(n.Location)})
+			return
+		}
 		c.setConfig(n, at)
 		return
 	}
@@ -490,11 +498,16 @@ func (c *classifier) function(name string, builtin bool, pos int, at place) {
 	if !ok || f.builtin && !builtin {
 		return
 	}
-	if at.planned && f.needs <= Write {
+	if at.planned && f.needs <= Write && f.builtin && !stableChanges[name] {
 		return // planning runs no volatile function
 	}
+	c.st.Opaque = c.st.Opaque || f.needs > Write
 	c.add(act{Class: f.class, Kind: name, Needs: f.needs, Name: name, Pos: pos})
 }
+
+// stableChanges are the functions of PostgreSQL's own that are marked stable
+// though they change something: planning may run them.
+var stableChanges = map[string]bool{"txid_current": true, "pg_current_xact_id": true}
 
 // functionName returns the last part of a function's name, and whether it can
 // be a built-in one: without a schema, or in pg_catalog.

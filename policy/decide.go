@@ -7,15 +7,14 @@ import (
 
 // Decide judges a message by a rule. mem is what the session has prepared
 // before; cat looks into its database, and may be nil, which refuses what
-// require_where "key" would have to look up.
+// require_where "key" would have to look up, and changes of tables whose bare
+// name may be the catalogue's.
 func Decide(ctx context.Context, rule *Rule, msg *Message, mem *Memory, cat Catalog) Decision {
 	d := Decision{Kinds: msg.kinds, Rule: rule.Access.String()}
 	j := judgement{ctx: ctx, rule: rule, msg: msg, mem: mem, cat: cat}
-	for i := range msg.Statements {
-		if r := j.statement(i); r != nil {
-			d.Refusal, d.Rule = r, r.Rule
-			return d
-		}
+	if r := j.message(); r != nil {
+		d.Refusal, d.Rule = r, r.Rule
+		return d
 	}
 	d.Writes = j.writes
 	if j.allowed != "" {
@@ -34,6 +33,29 @@ type judgement struct {
 
 	writes  bool   // some act needs more than read access
 	allowed string // the kind that only the allow list permitted, if any
+
+	// unsettled says that a statement before the one being judged may change
+	// what names mean, so that the database cannot be asked yet.
+	unsettled bool
+	lookups   []lookup              // what the database is to be asked
+	answers   map[string][][]string // of the database, by query
+}
+
+// message judges by the text first. The database is asked only about a message
+// that nothing else refuses.
+func (j *judgement) message() *Refusal {
+	for i := range j.msg.Statements {
+		if r := j.statement(i); r != nil {
+			return r
+		}
+		j.unsettled = j.unsettled || unsettles(&j.msg.Statements[i])
+	}
+	for _, l := range j.lookups {
+		if r := j.lookUp(l); r != nil {
+			return r
+		}
+	}
+	return nil
 }
 
 // statement judges the statement at an index.
@@ -59,28 +81,24 @@ func (j *judgement) statement(i int) *Refusal {
 }
 
 // execution judges the running of a prepared statement: by all that may hide
-// under its name, prepared before or earlier in this message.
+// under its name.
 func (j *judgement) execution(i int, e execution) *Refusal {
-	acts, known := j.mem.lookup(e.Name)
-	for k := range i {
-		if f := &j.msg.Statements[k].facts; f.Prepares == e.Name {
-			acts, known = merge(acts, f.Acts), true
-		}
-	}
+	p, known := j.mem.under(j.msg, i, e.Name)
 	if !known && j.rule.Access < Admin {
 		return &Refusal{
 			Code: "42501", Rule: "prepared", Position: e.Pos,
 			Message: fmt.Sprintf("pgproxy: EXECUTE of prepared statement %q is refused", e.Name),
-			Detail:  "pgproxy did not see it being prepared in this session, and so does not know what it does.",
-			Hint:    "PREPARE it in this session first.",
+			Detail:  "pgproxy did not see it being prepared in this session, or cannot remember all of it, and so does not know what it does.",
+			Hint:    "PREPARE it in this session first, under an ASCII name of its own.",
 		}
 	}
-	for k := range acts {
-		if e.Planned && acts[k].Class == actStatement {
-			continue
-		}
-		if r := j.act(i, &acts[k], e.Pos); r != nil {
-			return r
+	for v := range p.all() {
+		for k := range v.acts {
+			if a := &v.acts[k]; e.Planned && a.Class == actStatement {
+				continue
+			} else if r := j.act(i, a, e.Pos); r != nil {
+				return r
+			}
 		}
 	}
 	return nil
@@ -110,21 +128,11 @@ func (j *judgement) act(i int, a *act, pos int) *Refusal {
 		}
 		j.allowed = a.Kind
 	}
-	if a.Change != nil && j.rule.Where != WhereFree {
-		return j.where(i, a, pos)
-	}
-	return nil
-}
-
-// where judges a change by its WHERE clause.
-func (j *judgement) where(i int, a *act, pos int) *Refusal {
-	if a.Change.Bare {
+	if a.Change != nil && a.Change.Bare && j.rule.Where != WhereFree {
 		return refuseBare(a, pos)
 	}
-	if j.rule.Where == WhereKey {
-		if why := j.key(i, a.Change); why != "" {
-			return refuseKey(a, pos, why)
-		}
+	if a.Target != nil {
+		return j.change(lookup{act: a, pos: pos, first: i == 0, unsettled: j.unsettled})
 	}
 	return nil
 }

@@ -22,9 +22,42 @@
 //
 // Undecided is refused. So an EXPLAIN with any ANALYZE that is not plainly off
 // runs what it explains; a READ WRITE among the modes of a transaction makes it
-// writable, whatever comes behind it; a prepared statement's name stands for
-// all that was ever prepared under it; and set_config with a name or a value
+// writable, whatever comes behind it; and set_config with a name or a value
 // that is not a constant changes a protected setting.
+//
+// An EXPLAIN without ANALYZE runs no statement and no volatile function, but
+// for the arguments of an EXECUTE, which are evaluated at once. Planning does
+// run stable and immutable functions: to fold constants, to estimate how many
+// rows there are, and to leave out partitions. The input function of a type is
+// run when a literal is read, by PREPARE and CREATE VIEW too. TestPlanned holds
+// this against real servers.
+//
+// A prepared statement's name stands for all that was ever prepared under it,
+// up to the statement in question, until the server has said that it was
+// dropped. Memory looks it up in one place, for the verdict and for the caps.
+// What it cannot keep, or cannot tell from other names, is unknown: too many
+// names, too much under one name, and names beyond ASCII, which the server
+// folds and cuts in the encoding of its database.
+//
+// # What the database is asked
+//
+// A change of rows is judged by the table or view that the session's own
+// database has under the name. It is refused below admin access when that is
+// one of PostgreSQL's own relations, or a view or rule that leads to one:
+// changing these is DDL in disguise, and an UPDATE of pg_settings is a SET. A
+// table that was found harmless is not asked about again until the session may
+// have changed what its name means. Without a database a name without a schema
+// is refused when some search_path makes it the catalogue's.
+//
+// With require_where "key", UPDATE, DELETE and MERGE compare all columns of a
+// unique key with constants; the key is not deferrable, since such a key holds
+// at the end of a transaction only. An INSERT … ON CONFLICT DO UPDATE changes one
+// row for each row inserted, which has the same values in the columns of the
+// conflict target: these must be named, and constants in each row of VALUES.
+// BEFORE triggers may change them.
+//
+// Where an earlier statement of the same message may change what names mean,
+// by search_path or a temporary table, what depends on them is refused.
 //
 // RESET ALL and DISCARD ALL need admin: settings of the startup packet survive
 // them, but those which the proxy made later, when a limit was lifted or an

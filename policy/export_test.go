@@ -63,3 +63,18 @@ func SettingNames() (names []string) {
 	}
 	return names
 }
+
+// ChangeableViews are the names that a search_path may make the catalogue's.
+var ChangeableViews = changeableViews
+
+// RunsWhenPlanned reports whether a function with an effect is taken to be run
+// by planning.
+func RunsWhenPlanned(name string) bool {
+	f, ok := functions[name]
+	return !ok || f.needs > Write || !f.builtin || stableChanges[name]
+}
+
+// OwnNames are the functions, types and operators that are PostgreSQL's own.
+func OwnNames() (functions, types, operators []string) {
+	return own().functions, own().types, own().operators
+}

@@ -56,6 +56,7 @@ func TestOutside(t *testing.T) {
 		"PREPARE p AS WITH d AS (DELETE FROM a.t WHERE x = 1 RETURNING *) SELECT pg_read_file('x') FROM d",
 		"EXPLAIN ANALYZE EXECUTE p; DEALLOCATE ALL; FETCH c; VACUUM",
 		"SET LOCAL pgproxy.max_rows = 5; SHOW pgproxy.limits; BEGIN; SET role = x",
+		"INSERT INTO t (id) SELECT f() ON CONFLICT (id) DO UPDATE SET a = 1; SELECT set_config('a.b', '', true); DEALLOCATE \"*\"",
 		"",
 	} {
 		inside, refusal := parse(sql)
@@ -89,7 +90,10 @@ func describe(msg *Message) []string {
 			if a.Change != nil {
 				lines = append(lines, fmt.Sprintf("%+v", *a.Change))
 			}
-			st.facts.Acts[i].Change = nil
+			if a.Target != nil {
+				lines = append(lines, fmt.Sprintf("%+v", *a.Target))
+			}
+			st.facts.Acts[i].Change, st.facts.Acts[i].Target = nil, nil
 		}
 		lines = append(lines, fmt.Sprintf("%+v", st))
 	}

@@ -6,62 +6,78 @@ import (
 	"strings"
 )
 
-// key reports why a change does not name its rows by a key, "" if it does.
-// The catalogue is asked each time and nothing is kept, so that no answer is
-// older than the statement: an ALTER TABLE, a search_path or a temporary
-// table may have changed what a name means.
-func (j *judgement) key(i int, ch *change) string {
-	switch {
+// keyless reports why a change cannot name its rows by a key, as far as its text
+// shows; "" if it may.
+func (l *lookup) keyless(cat Catalog) string {
+	switch ch := l.act.Change; {
+	case ch.Upsert:
+		return ch.Unnamed
 	case ch.Pins == nil:
 		return "the WHERE clause compares no column with a constant in every case"
-	case j.cat == nil:
+	case cat == nil:
 		return "there is no database to look the keys up in"
-	case j.unsettled(i):
+	case l.unsettled:
 		return "an earlier statement of the same message may change which table is meant; send them one by one"
 	}
-	rows, err := j.cat.Query(j.ctx, keyQuery(ch))
-	if err != nil {
+	return ""
+}
+
+// key reports why a change does not name its rows by a key, "" if it does.
+// The catalogue is asked each time and nothing is kept, so that no answer is
+// older than the message: an ALTER TABLE, a search_path or a temporary
+// table may have changed what a name means.
+func (j *judgement) key(l lookup) string {
+	ch, table := l.act.Change, l.act.Target
+	if ch.Upsert {
+		return "" // its text is enough
+	}
+	rows, err := j.ask(keyQuery(table))
+	switch {
+	case err != nil:
 		return "the catalogue cannot be read now"
+	case len(rows) > 0 && rows[0][6] != "UTF8" && ch.uncertain(table):
+		return "the encoding of the database leaves open which table or column is meant"
 	}
-	return pinned(ch, rows)
+	return pinned(table.Name, ch, rows)
 }
 
-// unsettled reports whether a statement before the one at an index may change
-// how names are resolved.
-func (j *judgement) unsettled(i int) bool {
-	for k := range i {
-		st := &j.msg.Statements[k]
-		switch st.Kind {
-		case "BEGIN", "START TRANSACTION", "SAVEPOINT", "SHOW", "INSERT", "UPDATE", "DELETE", "MERGE", "SELECT":
-			if st.facts.Configures || slices.ContainsFunc(st.facts.Acts, func(a act) bool { return a.Class == actConfig }) {
-				return true
-			}
-		default:
-			return true
-		}
-	}
-	return false
+// uncertain reports whether a name that the change relies on may be another one
+// in a database that is not in UTF-8.
+func (ch *change) uncertain(table *relation) bool {
+	return uncertainName(table.Schema) || uncertainName(table.Name) ||
+		slices.ContainsFunc(ch.Pins, func(way []string) bool { return slices.ContainsFunc(way, uncertainName) })
 }
 
-// pinned reports why the rows of keyQuery show that ch may change rows that it
-// does not name by a key, "" if it names them all.
-func pinned(ch *change, rows [][]string) string {
+// unsettles reports whether a statement may change how names are resolved.
+func unsettles(st *Statement) bool {
+	switch st.Kind {
+	case "BEGIN", "START TRANSACTION", "SAVEPOINT", "RELEASE", "SHOW":
+		return false
+	case "INSERT", "UPDATE", "DELETE", "MERGE", "SELECT":
+		return st.facts.Configures || st.facts.Foreign
+	}
+	return true
+}
+
+// pinned reports why the rows of keyQuery show that ch may change rows of a
+// table that it does not name by a key, "" if it names them all.
+func pinned(table string, ch *change, rows [][]string) string {
 	if len(rows) == 0 {
-		return fmt.Sprintf("there is no table %q", ch.Name)
+		return fmt.Sprintf("there is no table %q", table)
 	}
 	kind, rules, children := rows[0][0], rows[0][1], rows[0][2]
 	switch {
 	case kind != "r" && kind != "p":
-		return fmt.Sprintf("%q is not a table", ch.Name)
+		return fmt.Sprintf("%q is not a table", table)
 	case rules == "t":
-		return fmt.Sprintf("table %q has rules, which may change other rows", ch.Name)
+		return fmt.Sprintf("table %q has rules, which may change other rows", table)
 	case children == "t" && !ch.Only:
-		return fmt.Sprintf("other tables inherit from %q, and its keys do not hold for them; use ONLY", ch.Name)
+		return fmt.Sprintf("other tables inherit from %q, and its keys do not hold for them; use ONLY", table)
 	}
 	keys := keysOf(rows)
 	for _, way := range ch.Pins {
 		if !slices.ContainsFunc(keys, func(key []string) bool { return covers(way, key) }) {
-			return "the WHERE clause does not pin one; " + describeKeys(ch, keys)
+			return "the WHERE clause does not pin one; " + describeKeys(table, keys)
 		}
 	}
 	return ""
@@ -97,38 +113,35 @@ func keysOf(rows [][]string) [][]string {
 	return keys
 }
 
-func describeKeys(ch *change, keys [][]string) string {
+func describeKeys(table string, keys [][]string) string {
 	if len(keys) == 0 {
-		return fmt.Sprintf("table %q has none", ch.Name)
+		return fmt.Sprintf("table %q has none", table)
 	}
 	names := make([]string, len(keys))
 	for i, key := range keys {
 		names[i] = "(" + strings.Join(key, ", ") + ")"
 	}
-	return fmt.Sprintf("table %q has %s", ch.Name, strings.Join(names, ", "))
+	return fmt.Sprintf("table %q has %s", table, strings.Join(names, ", "))
 }
 
 // keyQuery asks for the table as this session would resolve its name, and for
 // one row for each column of each of its keys, index by index. All names in
 // it are qualified, so that the session's search_path cannot change it.
 //
-// A key is a primary key, or a unique index over whole columns and all rows
-// that is checked at once. Its column is usable when = on it is the equality
+// A key is a unique index, the primary key's or another, over whole columns and
+// all rows, that is checked at once: a deferrable one may hold the same key
+// several times until the transaction ends. Its column is usable when = on it is the equality
 // that the index enforces: the default operator class, the column's own
 // collation, and no other = operator, made by a user, that would be chosen
 // for the column's type.
-func keyQuery(ch *change) string {
-	name := quoteIdentifier(ch.Name)
-	if ch.Schema != "" {
-		name = quoteIdentifier(ch.Schema) + "." + name
-	}
-	return fmt.Sprintf(keySQL, quoteLiteral(name))
+func keyQuery(table *relation) string {
+	return fmt.Sprintf(keySQL, quoteLiteral(table.quoted()))
 }
 
 const keySQL = `SELECT c.relkind,
   EXISTS (SELECT FROM pg_catalog.pg_rewrite w WHERE w.ev_class OPERATOR(pg_catalog.=) c.oid),
   EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhparent OPERATOR(pg_catalog.=) c.oid AND c.relkind OPERATOR(pg_catalog.=) 'r'),
-  k.indexrelid, k.attname, k.usable
+  k.indexrelid, k.attname, k.usable, pg_catalog.current_setting('server_encoding')
 FROM pg_catalog.pg_class c LEFT JOIN LATERAL (
   SELECT i.indexrelid, n.n, a.attname,
     oc.opcdefault AND i.indcollation[n.n] OPERATOR(pg_catalog.=) a.attcollation AND NOT EXISTS (
@@ -150,7 +163,7 @@ FROM pg_catalog.pg_class c LEFT JOIN LATERAL (
   JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid
   JOIN pg_catalog.pg_opclass oc ON oc.oid OPERATOR(pg_catalog.=) i.indclass[n.n]
   WHERE i.indrelid OPERATOR(pg_catalog.=) c.oid AND i.indisunique AND i.indisvalid AND i.indislive
-  AND (i.indimmediate OR i.indisprimary) AND i.indpred IS NULL AND i.indexprs IS NULL
+  AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
 ) k ON true
 WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s)
 ORDER BY k.indexrelid, k.n`

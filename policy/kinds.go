@@ -399,6 +399,21 @@ var kindAccess = map[string]Access{
 	"NOTIFY":                   Write,
 }
 
+// readingKinds are the kinds of statements that return rows and may do nothing
+// else.
+var readingKinds = map[string]bool{"SELECT": true, "FETCH": true, "SHOW": true, "EXPLAIN": true, "EXECUTE": true}
+
+// quietKinds are the kinds of statements that run no code but what they name.
+// Rows that are changed have triggers, and definitions have event triggers.
+var quietKinds = map[string]bool{
+	"SELECT": true, "EXPLAIN": true, "SHOW": true, "SET": true, "RESET": true,
+	"BEGIN": true, "START TRANSACTION": true, "COMMIT": true, "ROLLBACK": true, "SAVEPOINT": true, "RELEASE": true,
+	"DECLARE CURSOR": true, "CLOSE CURSOR": true, "CLOSE CURSOR ALL": true,
+	"PREPARE": true, "DEALLOCATE": true, "DEALLOCATE ALL": true,
+	"DISCARD PLANS": true, "DISCARD SEQUENCES": true, "DISCARD TEMP": true, "DISCARD ALL": true,
+	"LISTEN": true, "UNLISTEN": true, "NOTIFY": true, "LOCK TABLE": true, "CHECKPOINT": true,
+}
+
 // accessFor returns the least access that permits a kind of statement.
 func accessFor(kind string) Access {
 	if access, ok := kindAccess[kind]; ok {

@@ -2,6 +2,7 @@ package policy
 
 import (
 	"context"
+	"errors"
 	"math"
 )
 
@@ -16,7 +17,8 @@ type Message struct {
 	// case and comments only.
 	Fingerprint string
 
-	kinds []string // of Statements, for Decision.Kinds
+	kinds    []string             // of Statements, for Decision.Kinds
+	prepares map[string]preparing // of Statements, by name
 }
 
 // Statement is one statement of a Message: what it is and what it does.
@@ -48,12 +50,17 @@ type Statement struct {
 	// all others.
 	Cursor CursorUse
 	// Settings are the server's settings that the statement changes, in lower
-	// case: by SET, RESET, DISCARD ALL, or set_config. AnySetting stands for
-	// those that the text does not name.
+	// case: by SET, RESET, DISCARD ALL, the modes of a transaction, or by
+	// set_config at any depth. AnySetting stands for those that the text does
+	// not name. What it only prepares, declares or defines is not among them;
+	// running that is opaque.
 	Settings []string
 	// Opaque says that the statement runs code that the verdict has not seen:
-	// a function that is not known to be PostgreSQL's own, DO, CALL, EXECUTE, a
-	// trigger's, the query of a cursor. Such code may change settings.
+	// a function, operator or type that is not known to be PostgreSQL's own, DO,
+	// CALL, EXECUTE, a trigger's, the query of a cursor. Such code may change
+	// settings. So may the functions with effects, set_config among them, which
+	// count here too. What COMMIT runs (deferred triggers) counts where the rows
+	// were changed.
 	Opaque bool
 	// Looks says that the statement reads a table or a view, and so may run
 	// what a view's definition calls.
@@ -155,6 +162,11 @@ type Decision struct {
 type Catalog interface {
 	// Query runs one SELECT on the session's upstream connection and returns
 	// its rows as text ("" for NULL). It fails when the connection cannot run
-	// it now (a failed transaction, say); the verdict is then no.
+	// it now; the verdict is then no. In a failed transaction its error is
+	// ErrFailedTransaction.
 	Query(ctx context.Context, sql string) ([][]string, error)
 }
+
+// ErrFailedTransaction says that the session's transaction has failed, so that
+// the server refuses every statement up to its end.
+var ErrFailedTransaction = errors.New("the transaction has failed")

@@ -41,6 +41,9 @@ func parse(sql string) (*Message, *Refusal) {
 		classify(st, unwrap(raw.Stmt))
 		for j := range st.facts.Acts {
 			characters.place(&st.facts.Acts[j].Pos, st.Start)
+			if t := st.facts.Acts[j].Target; t != nil {
+				characters.place(&t.Pos, st.Start)
+			}
 		}
 		for j := range st.facts.Executes {
 			characters.place(&st.facts.Executes[j].Pos, st.Start)
@@ -84,6 +87,7 @@ func parseBlanked(sql string) (*pg.ParseResult, error) {
 
 // seal makes what is derived from the statements.
 func (m *Message) seal() {
+	m.prepares = m.preparations()
 	m.kinds = make([]string, len(m.Statements))
 	for i := range m.Statements {
 		m.kinds[i] = m.Statements[i].Kind
@@ -109,8 +113,8 @@ func extent(raw *pg.RawStmt, size int, segments []span) (start, end int, rest []
 }
 
 // characterCounter turns byte offsets into positions in characters from 1.
-// It goes on from the last offset, so that a statement with many positions
-// in order costs one pass.
+// It goes on from the last offset, so that many positions near to each other
+// cost one pass.
 type characterCounter struct {
 	sql          string
 	bytes, runes int
@@ -122,9 +126,10 @@ func (c *characterCounter) place(pos *int, start int) {
 		*pos = start
 	}
 	if *pos < c.bytes {
-		c.bytes, c.runes = 0, 0
+		c.runes -= utf8.RuneCountInString(c.sql[*pos:c.bytes])
+	} else {
+		c.runes += utf8.RuneCountInString(c.sql[c.bytes:*pos])
 	}
-	c.runes += utf8.RuneCountInString(c.sql[c.bytes:*pos])
 	c.bytes = *pos
 	*pos = c.runes + 1
 }

@@ -1,6 +1,7 @@
 package policy
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -109,12 +110,58 @@ func refuseBare(a *act, pos int) *Refusal {
 }
 
 func refuseKey(a *act, pos int, why string) *Refusal {
-	return &Refusal{
+	r := &Refusal{
 		Code: "42501", Rule: "require_where", Position: pos,
 		Message: fmt.Sprintf("pgproxy: %s that does not name its rows by key is refused", a.Kind),
 		Detail:  fmt.Sprintf("The policy requires the primary key or another unique key to be compared with constants (require_where \"key\"): %s.", why),
 		Hint:    "Write WHERE id = 42, or WHERE id IN (1, 2), with all columns of the key.",
 	}
+	if a.Change.Upsert {
+		r.Message = "pgproxy: INSERT with ON CONFLICT DO UPDATE that does not name its rows by key is refused"
+		r.Detail = fmt.Sprintf("The policy requires the key of each row that is changed to be a constant (require_where \"key\"): %s.", why)
+		r.Hint = "Write INSERT INTO t (id, …) VALUES (42, …) ON CONFLICT (id) DO UPDATE …, or ON CONFLICT DO NOTHING."
+	}
+	return r
+}
+
+// refuseCatalog refuses a change of rows of one of PostgreSQL's own relations.
+func refuseCatalog(rule *Rule, name string, pos int) *Refusal {
+	return &Refusal{
+		Code: "42501", Rule: "catalog", Position: pos,
+		Message: fmt.Sprintf("pgproxy: changing rows of %s is refused", name),
+		Detail:  fmt.Sprintf("Access %q does not include changes of the system catalogue, by way of a view either.", rule.Access),
+		Hint:    "A table of yours that is named like one can be named with its schema.",
+	}
+}
+
+// refuseUnsettled refuses a change of rows of what may be one of PostgreSQL's
+// own relations by the time that it is run.
+func refuseUnsettled(t *relation, pos int) *Refusal {
+	return &Refusal{
+		Code: "42501", Rule: "catalog", Position: pos,
+		Message: fmt.Sprintf("pgproxy: changing rows of %s is refused", t.Name),
+		Detail:  "An earlier statement of the same message may make this a name of the system catalogue's.",
+		Hint:    "Send the statements one by one, or name the table with its schema.",
+	}
+}
+
+// refuseUnread refuses a change of rows of a relation that cannot be looked up.
+func refuseUnread(t *relation, pos int, err error) *Refusal {
+	r := &Refusal{
+		Code: "42501", Rule: "catalog", Position: pos,
+		Message: fmt.Sprintf("pgproxy: changing rows of %s is refused", t.Name),
+		Detail:  "pgproxy could not look up whether it belongs to the system catalogue.",
+		Hint:    "Try again.",
+	}
+	switch {
+	case errors.Is(err, ErrFailedTransaction):
+		r.Detail = "In a failed transaction pgproxy cannot look up whether it belongs to the system catalogue."
+		r.Hint = "Send ROLLBACK by itself first."
+	case errors.Is(err, errLookups):
+		r.Detail = "The message changes too many tables to look them all up."
+		r.Hint = "Send the statements one by one."
+	}
+	return r
 }
 
 // refuseAccess refuses an act that needs more than the rule's access.
@@ -131,11 +178,6 @@ func refuseAccess(rule *Rule, a *act, pos int) *Refusal {
 		r.Message = "pgproxy: this statement is refused"
 		r.Detail = fmt.Sprintf("It has a part that this version of pgproxy does not know (%s); only access \"admin\" includes it.", a.Name)
 		r.Hint = rule.Ask()
-	case actCatalog:
-		r.Rule = "catalog"
-		r.Message = fmt.Sprintf("pgproxy: changing rows of %s is refused", a.Name)
-		r.Detail = access + " does not include changes of the system catalogue."
-		r.Hint = "A table of yours whose name begins with pg_ can be named with its schema."
 	case actSequence, actServer, actFiles, actSQL:
 		r.Rule = "function"
 		r.Message = fmt.Sprintf("pgproxy: function %s is refused", a.Name)

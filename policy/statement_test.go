@@ -1,9 +1,12 @@
 package policy_test
 
 import (
+	"fmt"
 	"reflect"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"pgproxy/policy"
 )
@@ -198,6 +201,260 @@ func TestMemory(t *testing.T) {
 	check("a writing CTE", true, true, true)
 	note("DISCARD ALL; PREPARE p AS SELECT 1", true)
 	check("after DISCARD ALL", false, false, false)
+}
+
+// TestMemoryInMessage looks prepared statements up that an earlier statement of
+// the same message prepares or drops: C it changes rows, H some of them hidden
+// from its tag, R it only reads.
+func TestMemoryInMessage(t *testing.T) {
+	judge := newJudge(t)
+	for _, c := range []struct{ before, sql, says string }{
+		{"PREPARE p AS SELECT 1", "EXECUTE p", "R"},
+		{"PREPARE p AS SELECT 1", "DEALLOCATE p; EXECUTE p", "R"}, // the server refuses it, if it was dropped
+		{"PREPARE p AS SELECT 1", "DEALLOCATE p; PREPARE p AS UPDATE t SET a = 1 WHERE true; EXECUTE p", "C"},
+		{"PREPARE p AS SELECT 1", "DEALLOCATE ALL; PREPARE p AS DELETE FROM t WHERE true; EXECUTE p", "C"},
+		{"PREPARE p AS SELECT 1", "DISCARD ALL; PREPARE p AS DELETE FROM t WHERE true; EXECUTE p", "C"},
+		{"PREPARE p AS SELECT 1", "DEALLOCATE p; PREPARE p AS WITH d AS (DELETE FROM t RETURNING 1) SELECT 1; EXECUTE p", "CH"},
+		{"PREPARE p AS DELETE FROM t WHERE true", "DEALLOCATE p; PREPARE p AS SELECT 1; EXECUTE p", "C"},
+		{"", "PREPARE p AS SELECT 1; EXECUTE p", "R"},
+		{"", "EXECUTE p; PREPARE p AS SELECT 1", "CH"},
+		{"", "PREPARE p AS DELETE FROM t WHERE true; EXPLAIN ANALYZE EXECUTE p", "CH"},
+		{"", "PREPARE p AS DELETE FROM t WHERE true; EXPLAIN EXECUTE p", "R"},
+		{"", "PREPARE P AS DELETE FROM t WHERE true; EXECUTE \"p\"", "C"},
+		{"PREPARE \"*\" AS SELECT 1; PREPARE p AS DELETE FROM t WHERE true; DEALLOCATE \"*\"", "EXECUTE p", "C"},
+		{"PREPARE \"*\" AS SELECT 1; PREPARE p AS DELETE FROM t WHERE true; DEALLOCATE \"*\"", "EXECUTE \"*\"", "CH"},
+	} {
+		var m policy.Memory
+		if c.before != "" {
+			msg := readBy(t, judge, c.before)
+			m.Note(msg, len(msg.Statements))
+		}
+		msg := readBy(t, judge, c.sql)
+		i := slices.Index(kindsOf(msg), "EXECUTE")
+		if i < 0 {
+			i = len(msg.Statements) - 1
+		}
+		says := ""
+		for _, flag := range []struct {
+			set  bool
+			name string
+		}{{m.Changes(msg, i), "C"}, {m.Hidden(msg, i), "H"}, {m.Reads(msg, i), "R"}} {
+			if flag.set {
+				says += flag.name
+			}
+		}
+		if says != c.says {
+			t.Errorf("%s | %s: %q, want %q", c.before, c.sql, says, c.says)
+		}
+	}
+}
+
+func kindsOf(msg *policy.Message) (kinds []string) {
+	for _, st := range msg.Statements {
+		kinds = append(kinds, st.Kind)
+	}
+	return kinds
+}
+
+// TestReads tells the statements whose result may be cut short with an error.
+func TestReads(t *testing.T) {
+	judge := newJudge(t)
+	var m policy.Memory
+	m.Note(readBy(t, judge, "PREPARE q AS SELECT 1; PREPARE d AS DELETE FROM t; PREPARE n AS SELECT nextval('s'); PREPARE s AS SELECT set_config('a.b', '', true)"), 4)
+	for want, list := range map[bool][]string{
+		true: {
+			"SELECT 1", "TABLE t", "VALUES (1)", "SELECT f(x) FROM t", "FETCH 10 FROM c", "SHOW work_mem", "SHOW ALL",
+			"EXPLAIN SELECT 1", "EXPLAIN DELETE FROM t", "EXPLAIN SELECT nextval('s')", "EXPLAIN ANALYZE SELECT * FROM t",
+			"EXECUTE q", "EXPLAIN ANALYZE EXECUTE q", "EXPLAIN EXECUTE d", "SELECT 1 FROM pg_stat_activity",
+		},
+		false: {
+			"SELECT nextval('s')", "SELECT set_config('a.b', '', true)", "SELECT * FROM t FOR UPDATE", "SELECT 1 INTO TEMP t",
+			"SELECT pg_reload_conf()", "EXPLAIN ANALYZE DELETE FROM t", "EXPLAIN ANALYZE SELECT nextval('s')", "EXPLAIN SELECT txid_current()",
+			"EXECUTE d", "EXECUTE n", "EXECUTE s", "EXECUTE unknown", "EXPLAIN ANALYZE EXECUTE d", "EXECUTE q(nextval('s'))",
+			"EXPLAIN EXECUTE q(nextval('s'))", "EXPLAIN EXECUTE q(set_config('a.b', '', true))", "EXPLAIN ANALYZE CREATE TEMP TABLE x AS SELECT 1",
+			"INSERT INTO t VALUES (1) RETURNING *", "WITH d AS (DELETE FROM t RETURNING *) SELECT * FROM d",
+			"DO 'BEGIN END'", "CALL p()", "BEGIN", "COMMIT", "SET work_mem = '1MB'", "PREPARE x AS SELECT 1", "DECLARE c CURSOR FOR SELECT 1",
+			"COPY t TO '/dev/null'", "CREATE TEMP TABLE x AS EXECUTE q", "REFRESH MATERIALIZED VIEW v",
+		},
+	} {
+		for _, sql := range list {
+			if got := m.Reads(readBy(t, judge, sql), 0); got != want {
+				t.Errorf("%s: %v", sql, got)
+			}
+		}
+	}
+}
+
+// TestSettings checks which settings a statement changes.
+func TestSettings(t *testing.T) {
+	judge := newJudge(t)
+	for sql, want := range map[string]string{
+		"SELECT 1": "", "SHOW work_mem": "", "BEGIN": "", "COMMIT": "", "SELECT 'statement_timeout'": "",
+		"SET work_mem = '1MB'":              "work_mem",
+		"SET LOCAL Work_Mem TO DEFAULT":     "work_mem",
+		"RESET \"Work_MEM\"":                "work_mem",
+		"SET SESSION statement_timeout = 0": "statement_timeout",
+		"RESET ALL":                         "*",
+		"DISCARD ALL":                       "*",
+		"DISCARD PLANS":                     "",
+		"SET TIME ZONE 'UTC'":               "timezone",
+		"SET ROLE NONE":                     "role",
+		"SET SESSION AUTHORIZATION DEFAULT": "session_authorization",
+		"RESET SESSION AUTHORIZATION":       "session_authorization",
+		"SET NAMES 'UTF8'":                  "client_encoding",
+		"SET SCHEMA 'x'":                    "search_path",
+		"SET XML OPTION DOCUMENT":           "xmloption",
+		"SET TRANSACTION READ WRITE, ISOLATION LEVEL SERIALIZABLE":                         "transaction_read_only transaction_isolation",
+		"SET TRANSACTION SNAPSHOT 'x'":                                                     "",
+		"RESET transaction_isolation":                                                      "transaction_isolation",
+		"SET SESSION CHARACTERISTICS AS TRANSACTION READ WRITE":                            "default_transaction_read_only",
+		"BEGIN READ ONLY":                                                                  "transaction_read_only",
+		"SELECT set_config('Statement_Timeout', '0', false)":                               "statement_timeout",
+		"SELECT pg_catalog.set_config('a.b'::text, x, false), set_config('a.b', '', true)": "a.b",
+		"SELECT set_config(name, '', false) FROM pg_settings":                              "*",
+		"SELECT set_config('a' || 'b', '', false)":                                         "*",
+		"SELECT set_config(setting_name => 'a', new_value => '', is_local => true)":        "*",
+		"EXPLAIN SELECT set_config('a.b', '', false)":                                      "",
+		"EXPLAIN ANALYZE SELECT set_config('a.b', '', false)":                              "a.b",
+		"EXECUTE p(set_config('a.b', '', false))":                                          "a.b",
+		"EXPLAIN EXECUTE p(set_config('a.b', '', false))":                                  "a.b",
+		"PREPARE p AS SELECT set_config('a.b', '', false)":                                 "",
+		"DECLARE c CURSOR FOR SELECT set_config('a.b', '', false)":                         "",
+		"ALTER ROLE app SET work_mem = '1MB'":                                              "",
+		"ALTER SYSTEM SET work_mem = '1MB'":                                                "",
+		"CREATE FUNCTION f() RETURNS int LANGUAGE sql SET work_mem = '1MB' RETURN 1":       "",
+		"UPDATE pg_settings SET setting = 'x' WHERE name = 'a.b'":                          "*",
+		"EXPLAIN UPDATE pg_settings SET setting = 'x' WHERE name = 'a.b'":                  "",
+		"SET pgproxy.max_rows = 1":                                                         "",
+		"SET pgproxy.node = 'x'":                                                           "pgproxy.node",
+	} {
+		if got := strings.Join(readBy(t, judge, sql).Statements[0].Settings, " "); got != want {
+			t.Errorf("%s: %q, want %q", sql, got, want)
+		}
+	}
+}
+
+// TestOpaque checks whether a statement runs code that the verdict has not seen
+// (O), and whether it reads a table (L).
+func TestOpaque(t *testing.T) {
+	judge := newJudge(t)
+	for want, list := range map[string][]string{
+		"": {
+			"SELECT 1", "SELECT now()", "SELECT now() - interval '1 day', 'a' || 'b', 1 BETWEEN 0 AND 2, 1 IN (1, 2)", "SHOW work_mem", "VALUES (1)",
+			"BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT a", "RELEASE a", "SET work_mem = '1MB'", "RESET work_mem", "DISCARD ALL", "LISTEN x", "NOTIFY x",
+			"SELECT count(*), max(setting::int) FROM pg_catalog.pg_settings WHERE name ~ 'x' AND name LIKE 'y%'",
+			"SELECT c.oid::pg_catalog.regclass FROM pg_catalog.pg_class c WHERE c.relname OPERATOR(pg_catalog.~) '^(x)$' COLLATE pg_catalog.default",
+			"SELECT * FROM information_schema.columns", "SELECT nextval('s')", "PREPARE p AS SELECT 1", "DEALLOCATE p", "CLOSE c",
+			"SELECT '{1}'::int[], 'x'::varchar(3), ARRAY[1], ROW(1), 1::numeric(3, 1)", "EXPLAIN SELECT 1", "SELECT json '{}' -> 'a'",
+			"SELECT COALESCE(NULL, 1), GREATEST(1, 2), NULLIF(1, 2), CURRENT_USER, EXTRACT(year FROM now()), x IS DISTINCT FROM 1 FROM pg_catalog.pg_class",
+			"DECLARE c CURSOR FOR SELECT 1", "LOCK TABLE pg_catalog.pg_class", "SELECT 1 FROM pg_catalog.pg_class FOR UPDATE",
+		},
+		"L": {"TABLE t", "SELECT * FROM t", "SELECT 1 WHERE EXISTS (SELECT FROM v)", "SELECT * FROM pg_class", "PREPARE p AS SELECT * FROM t",
+			"EXPLAIN SELECT * FROM t", "SELECT * FROM t FOR UPDATE", "DECLARE c CURSOR FOR SELECT * FROM t", "LOCK TABLE t", "EXPLAIN INSERT INTO t VALUES (1)"},
+		"O": {
+			"SELECT f()", "SELECT shop.now()", "SELECT public.lower('x')", "SELECT * FROM my_function()", "EXPLAIN SELECT f()",
+			"SELECT 1 OPERATOR(shop.+) 2", "SELECT 1 @@@@ 2", "SELECT '{x}'::dom[]", "SELECT 'x'::shop.mood", "SELECT CAST('x' AS mood)", "SELECT mood 'x'",
+			"SELECT (row(1, 2)).f", "SELECT 1 ORDER BY 1 USING OPERATOR(shop.<)", "SELECT 1 = ANY (ARRAY[1])  AND 1 OPERATOR(shop.=) ANY (SELECT 1)",
+			"DO 'BEGIN END'", "CALL p()", "EXECUTE p", "EXPLAIN EXECUTE p", "FETCH c", "MOVE c", "SELECT set_config('a.b', '', true)",
+			"SELECT pg_reload_conf()", "SELECT query_to_xml('x', true, true, '')", "SET CONSTRAINTS ALL IMMEDIATE", "PREPARE TRANSACTION 'x'",
+			"DROP FUNCTION f", "CREATE ROLE x", "CREATE DATABASE x", "SELECT x.y FROM XMLTABLE('/a' PASSING '<a/>' COLUMNS z mood) x",
+			"SELECT * FROM json_to_record('{}') AS x (a mood)",
+		},
+		"OL": {
+			"INSERT INTO t VALUES (1)", "UPDATE t SET a = 1", "DELETE FROM t", "WITH d AS (DELETE FROM t RETURNING 1) SELECT 1", "EXPLAIN ANALYZE DELETE FROM t",
+			"CREATE TEMP TABLE t (a int)", "SELECT 1 INTO TEMP t", "COPY t TO '/dev/null'", "TRUNCATE t", "SELECT f(a) FROM t", "VACUUM t",
+			"REFRESH MATERIALIZED VIEW t",
+		},
+	} {
+		for _, sql := range list {
+			got, st := "", readBy(t, judge, sql).Statements[0]
+			if st.Opaque {
+				got = "O"
+			}
+			if st.Looks {
+				got += "L"
+			}
+			if got != want {
+				t.Errorf("%s: %q, want %q", sql, got, want)
+			}
+		}
+	}
+}
+
+// TestCursorOfExplain checks that what EXPLAIN plans declares no cursor.
+func TestCursorOfExplain(t *testing.T) {
+	for sql, want := range map[string]policy.CursorVerb{
+		"DECLARE c CURSOR FOR SELECT 1":                 policy.CursorDeclare,
+		"EXPLAIN DECLARE c CURSOR FOR SELECT 1":         policy.NoCursor,
+		"EXPLAIN ANALYZE DECLARE c CURSOR FOR SELECT 1": policy.NoCursor,
+	} {
+		if got := read(t, sql).Statements[0].Cursor.Verb; got != want {
+			t.Errorf("%s: %v", sql, got)
+		}
+	}
+}
+
+// TestMemoryBounds prepares more than a session's memory keeps, again and again.
+// What is not kept is unknown, and neither costs much.
+func TestMemoryBounds(t *testing.T) {
+	judge := newJudge(t)
+	var ctes strings.Builder
+	for i := range 30_000 {
+		fmt.Fprintf(&ctes, ", c%d AS (DELETE FROM t%d WHERE a = 1)", i, i)
+	}
+	large := "PREPARE large AS WITH c AS (SELECT 1)" + ctes.String() + " SELECT 1"
+	var m policy.Memory
+	rule := policy.DefaultRule()
+	began := time.Now()
+	for range 3 {
+		msg, err := judge.Parse(t.Context(), large) // anew: it is too long to be kept
+		if err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		m.Note(msg, 1)
+		if took := time.Since(began); took > time.Second {
+			t.Fatalf("remembering took %v", took)
+		}
+	}
+	execute := readBy(t, judge, "EXECUTE large")
+	if d := policy.Decide(t.Context(), &rule, execute, &m, nil); d.Refusal == nil || d.Refusal.Rule != "prepared" {
+		t.Errorf("EXECUTE of what is not kept: %v", d.Refusal)
+	}
+	if !m.Changes(execute, 0) || !m.Hidden(execute, 0) || m.Reads(execute, 0) {
+		t.Error("what is not kept is taken to be harmless")
+	}
+
+	// The same many times under one name.
+	script := readBy(t, judge, strings.Repeat("PREPARE p AS DELETE FROM t WHERE a = 1; EXECUTE p; DEALLOCATE p;", 3000))
+	began = time.Now()
+	d := policy.Decide(t.Context(), &rule, script, &m, nil)
+	for i := range script.Statements {
+		m.Changes(script, i)
+		m.Hidden(script, i)
+		m.Reads(script, i)
+	}
+	m.Note(script, len(script.Statements))
+	if took := time.Since(began); took > 5*time.Second || d.Refusal == nil {
+		t.Errorf("a script took %v: %v", took, d.Refusal)
+	}
+	if d := policy.Decide(t.Context(), &rule, readBy(t, judge, strings.Repeat("PREPARE p AS DELETE FROM t WHERE a = 1; EXECUTE p; DEALLOCATE p;", 100)), &m, nil); d.Refusal != nil {
+		t.Errorf("a short script: %v", d.Refusal)
+	}
+
+	// Too many in all: what is known stays known.
+	for i := range 20_000 {
+		m.Note(readBy(t, judge, fmt.Sprintf("PREPARE n%d AS SELECT %d", i, i)), 1)
+	}
+	known := 0
+	for i := range 20_000 {
+		if m.Reads(readBy(t, judge, fmt.Sprintf("EXECUTE n%d", i)), 0) {
+			known++
+		}
+	}
+	if known < 900 || known > 1000 {
+		t.Errorf("%d prepared statements are known", known)
+	}
 }
 
 // TestNarrowing prepares with admin access what read access may not run.

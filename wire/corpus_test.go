@@ -217,7 +217,7 @@ func (w *corpusRun) refused(c policytest.Case, access policy.Access, s *client) 
 	}
 	before, seen := w.exec(corpusState), w.seen(s)
 	w.denied(s, c.Messages[last], c.Want[access], "Z(I)")
-	if c.Rule(access).Where != policy.WhereKey { // which looks into the catalogue
+	if want := c.Want[access]; want != "catalog" && c.Rule(access).Where != policy.WhereKey { // which look into the catalogue
 		if now := w.seen(s); now != seen {
 			w.t.Errorf("%s\nthe server ran %s", w.about, now)
 		}
@@ -382,6 +382,9 @@ CREATE TYPE pair AS (b int, c int);
 CREATE TABLE t (a int, b int, c int, x xml);
 CREATE TABLE "tëst" ("größe" int, 名前 text);
 CREATE TABLE pg_imports (id int, done bool);
+CREATE TABLE columns (id int);
+CREATE TABLE triggers (id int);
+CREATE TABLE late (id int PRIMARY KEY DEFERRABLE INITIALLY DEFERRED);
 CREATE SEQUENCE s;
 CREATE VIEW v AS SELECT 1;
 CREATE MATERIALIZED VIEW totals AS SELECT 1 AS id;

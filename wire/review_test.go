@@ -52,7 +52,7 @@ func TestAffectedCapHasNoWayRound(t *testing.T) {
 	for _, end := range []string{"ROLLBACK", "COMMIT", "ROLLBACK TO s"} {
 		t.Run("failed transaction, "+end, func(t *testing.T) {
 			freshCaps(t)
-			p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxAffectedRows = 5 }))
+			p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxAffectedRows, r.Access = 5, policy.Admin }))
 			c := p.login(t)
 			c.want("BEGIN; SAVEPOINT s", "C(BEGIN) C(SAVEPOINT) Z(T)")
 			c.wantPart("SELECT 1/0", "E(22012", "Z(E)")
@@ -61,6 +61,16 @@ func TestAffectedCapHasNoWayRound(t *testing.T) {
 			holds(t, "SELECT count(*) FROM caps.t WHERE n = 1", "0")
 		})
 	}
+	t.Run("failed transaction, in which the table cannot be looked up", func(t *testing.T) {
+		freshCaps(t)
+		p := startProxy(t)
+		c := p.login(t)
+		c.want("BEGIN", "C(BEGIN) Z(T)")
+		c.wantPart("SELECT 1/0", "E(22012", "Z(E)")
+		c.want("ROLLBACK; UPDATE caps.t SET n = 1 WHERE id = 1", "E(42501 pgproxy: changing rows of t is refused) Z(E)")
+		c.want("ROLLBACK", "C(ROLLBACK) Z(I)")
+		c.want("UPDATE caps.t SET n = 1 WHERE id = 1", "C(UPDATE 1) Z(I)")
+	})
 	for _, next := range []string{"DISCARD PLANS", "DISCARD SEQUENCES"} {
 		t.Run(next, func(t *testing.T) {
 			freshCaps(t)

@@ -137,7 +137,7 @@ type catalog struct{ s *session }
 // Query implements policy.Catalog.
 func (c catalog) Query(_ context.Context, sql string) ([][]string, error) {
 	if c.s.backend.Status() == 'E' {
-		return nil, errors.New("the transaction has failed")
+		return nil, policy.ErrFailedTransaction
 	}
 	rows, failure, err := c.s.backend.Execute(sql)
 	if err != nil {
