@@ -409,6 +409,8 @@ func TestExplain(t *testing.T) {
 	}{
 		{"", "", "SELECT 1", 0, "allow"},
 		{"", "", "DROP TABLE t", 2, "42501"},
+		{"", "-contact #dba", "DROP TABLE t", 2, "Ask #dba."},
+		{"", "-contact #dba -as out@example.com", "SELECT 1", 2, "Ask #dba."},
 		{"", "", "SELEC 1", 2, "42601"},
 		{"", "-as alice@example.com", "DROP TABLE t", 2, "require_reason"},
 		{"", "-as alice@example.com -reason INC-123", "DROP TABLE t", 0, "allow"},

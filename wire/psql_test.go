@@ -384,6 +384,20 @@ func TestPsqlRefusedInTransaction(t *testing.T) {
 	})
 }
 
+// TestPsqlContact requires that whoever may not raise a limit is told whom to
+// ask, and nobody to type what they may not.
+func TestPsqlContact(t *testing.T) {
+	q := anyPsql(t)
+	p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxRows, r.StatementTimeout, r.Contact = 3, 200*time.Millisecond, "#dba" }))
+	for _, script := range []string{"SELECT generate_series(1, 5);", "SELECT pg_sleep(60);", "TRUNCATE t;", "SET pgproxy.max_rows = 0;", "SET statement_timeout = 0;"} {
+		got := q.run(t, p.at(), script)
+		got.want(t, 0, "HINT:  ", " Ask #dba.")
+		if _, hint, _ := strings.Cut(got.errs, "HINT:"); strings.Contains(hint, "= 0") {
+			t.Errorf("%s: %s", script, hint)
+		}
+	}
+}
+
 // TestPsqlCaps requires that psql shows the rows up to a cap and the error
 // that tells of it.
 func TestPsqlCaps(t *testing.T) {
