@@ -399,7 +399,7 @@ func TestCursorOfExplain(t *testing.T) {
 func TestMemoryBounds(t *testing.T) {
 	judge := newJudge(t)
 	var ctes strings.Builder
-	for i := range 30_000 {
+	for i := range 5_000 {
 		fmt.Fprintf(&ctes, ", c%d AS (DELETE FROM t%d WHERE a = 1)", i, i)
 	}
 	large := "PREPARE large AS WITH c AS (SELECT 1)" + ctes.String() + " SELECT 1"
