@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"fmt"
 	"log/slog"
 	"slices"
 	"strings"
@@ -30,9 +31,12 @@ type Info struct {
 }
 
 // Sessions returns the live sessions, the oldest first.
-func (srv *Server) Sessions() []Info {
+func (srv *Server) Sessions() []Info { return infos(srv.live()) }
+
+// infos describes the sessions that are ready, the oldest first.
+func infos(sessions []*session) []Info {
 	var list []Info
-	for _, s := range srv.live() {
+	for _, s := range sessions {
 		if info, ok := s.info(); ok {
 			list = append(list, info)
 		}
@@ -44,6 +48,34 @@ func (srv *Server) Sessions() []Info {
 		return strings.Compare(a.ID, b.ID)
 	})
 	return list
+}
+
+// listed is how many sessions one message lists.
+const listed = 20
+
+// sessionsOfLocked tells somebody at the limit which sessions they have; empty
+// if none is ready. Server.mu is held.
+func (srv *Server) sessionsOfLocked(who string) string {
+	var theirs []*session
+	for s := range srv.sessions {
+		if s.admitted == who {
+			theirs = append(theirs, s)
+		}
+	}
+	list := infos(theirs)
+	if len(list) == 0 {
+		return ""
+	}
+	var b strings.Builder
+	b.WriteString("Your sessions:")
+	for _, i := range list[:min(len(list), listed)] {
+		fmt.Fprintf(&b, "\n%s on %s since %s, %s for %s", i.ID, i.Node, i.Since.UTC().Format("2006-01-02 15:04 UTC"),
+			i.State, time.Since(i.StateSince).Round(time.Second))
+	}
+	if more := len(list) - listed; more > 0 {
+		fmt.Fprintf(&b, "\nand %d more", more)
+	}
+	return b.String()
 }
 
 // info describes the session; ok is false before it is ready.

@@ -29,8 +29,9 @@ type Recorder interface {
 // Server owns all sessions between clients and upstreams. Its exported fields
 // are set before Serve and not changed afterwards.
 type Server struct {
-	// WhoIs says who is at a remote address. It is asked before a byte is
-	// read, and again when Recheck is called.
+	// WhoIs says who is at a remote address, or gives a *policy.Refusal of
+	// somebody who may not be there. It is asked before a byte is read, and
+	// again when Recheck is called.
 	WhoIs func(ctx context.Context, remote net.Addr) (policy.Caller, error)
 	// Rules gives the rule in force for a caller, or a *policy.Refusal.
 	Rules func(policy.Caller) (policy.Rule, error)
@@ -60,6 +61,9 @@ type Server struct {
 	LoginTimeout, ConnectTimeout, IdleTimeout time.Duration
 	// QuietLogin leaves the NOTICE at login out.
 	QuietLogin bool
+	// StatusPage is the URL at which people see and end their sessions; empty
+	// = there is none.
+	StatusPage string
 
 	Logger *slog.Logger
 
@@ -262,17 +266,29 @@ func (srv *Server) admit(s *session) *sessionError {
 	case srv.draining:
 		return fatal(codeCannotConnectNow, "pgproxy: shutting down, no new sessions", reasonShutdown)
 	case srv.MaxSessions > 0 && len(srv.sessions) >= srv.MaxSessions:
-		return fatal(codeTooManyConnections, "pgproxy: too many sessions", reasonLimit).
+		e := fatal(codeTooManyConnections, "pgproxy: too many sessions", reasonLimit).
 			withHint("The limit is " + count(int64(srv.MaxSessions), "session") + " in all. Try again when somebody has left.")
+		e.detail = srv.sessionsOfLocked(who)
+		return e
 	case srv.MaxSessionsPerUser > 0 && srv.perUser[who] >= srv.MaxSessionsPerUser:
-		return fatal(codeTooManyConnections, "pgproxy: too many sessions for "+who, reasonLimit).
-			withHint("The limit is " + count(int64(srv.MaxSessionsPerUser), "session") + " a user. Close one first.")
+		e := fatal(codeTooManyConnections, "pgproxy: too many sessions for "+who, reasonLimit).
+			withHint("The limit is " + count(int64(srv.MaxSessionsPerUser), "session") + " a user. " + srv.howToEnd())
+		e.detail = srv.sessionsOfLocked(who)
+		return e
 	}
 	srv.waitedLocked(s)
 	srv.sessions[s] = struct{}{}
 	srv.perUser[who]++
 	s.admitted = who
 	return nil
+}
+
+// howToEnd is how people end a session of their own.
+func (srv *Server) howToEnd() string {
+	if srv.StatusPage == "" {
+		return "Close one first."
+	}
+	return "Close one, or end one at " + srv.StatusPage
 }
 
 // dismiss counts a session out.

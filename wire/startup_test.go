@@ -431,11 +431,34 @@ func TestTooManySessions(t *testing.T) {
 		p.awaitSessions(t, 0)
 		p.loginFrom(t, "127.0.0.2")
 	})
-	t.Run("of one user", func(t *testing.T) {
-		p := startProxy(t, func(srv *Server) { srv.MaxSessionsPerUser = 1 })
+	// Whoever is at their own limit is told by which sessions.
+	for page, end := range map[string]string{"": "Close one first.", "http://pgproxy/": "Close one, or end one at http://pgproxy/"} {
+		t.Run("of one user, page "+page, func(t *testing.T) {
+			p := startProxy(t, func(srv *Server) { srv.MaxSessionsPerUser, srv.StatusPage = 1, page })
+			p.login(t)
+			p.await(t, "the session is idle", func() bool { return len(p.Sessions()) == 1 && p.Sessions()[0].State == "idle" })
+			first := p.Sessions()[0]
+			detail := "\x00DYour sessions:\n" + first.ID + " on " + first.Node + " since " + first.Since.UTC().Format("2006-01-02 15:04 UTC") + ", idle for "
+			c := p.dial(t, "127.0.0.1")
+			c.send(startupPacket(protocol3, "user", "x"))
+			got := c.rest()
+			for _, want := range []string{"C53300\x00Mpgproxy: too many sessions for alice@example.com\x00", detail, "\x00H" + hint + " a user. " + end + "\x00"} {
+				if !strings.Contains(got, want) {
+					t.Errorf("%q is missing from %q", want, got)
+				}
+			}
+			p.loginFrom(t, "127.0.0.2")
+		})
+	}
+	// What one person has is no business of another's.
+	t.Run("of somebody else", func(t *testing.T) {
+		p := startProxy(t, func(srv *Server) { srv.MaxSessions = 1 })
 		p.login(t)
-		refusedWith(p.dial(t, "127.0.0.1"), errorFrame("SFATAL", "VFATAL", "C53300", "Mpgproxy: too many sessions for alice@example.com", "H"+hint+" a user. Close one first."))
-		p.loginFrom(t, "127.0.0.2")
+		c := p.dial(t, "127.0.0.2")
+		c.send(startupPacket(protocol3, "user", "x"))
+		if got := c.rest(); strings.Contains(got, p.Sessions()[0].ID) {
+			t.Errorf("told of alice's session: %q", got)
+		}
 	})
 }
 
