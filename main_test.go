@@ -767,6 +767,39 @@ func TestSecondSignalEndsAtOnce(t *testing.T) {
 	}
 }
 
+// What psql asks by itself is not what a person has done: audit show leaves it
+// out, however it is recorded, and what the same person types is there.
+func TestAuditShowHidesWhatPsqlAsks(t *testing.T) {
+	s := upstreamtest.Shared(t)
+	p := startProcess(t, s)
+	host, port, err := net.SplitHostPort(p.addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	upstreamtest.Psqls(t, func(t *testing.T, psql string) {
+		cmd := exec.CommandContext(t.Context(), psql, "-X", "-h", host, "-p", port, "-d", "app", "-f", "-")
+		cmd.Env = append(s.Env(), "PGSSLMODE=disable")
+		cmd.Stdin = strings.NewReader("\\d\n\\d+ pg_class\n\\df now\n\\l\n\\du\nSELECT relname FROM pg_catalog.pg_class WHERE oid = 1259 -- typed\n;\n")
+		if out, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	})
+	show := func(args ...string) (stdout, stderr string) {
+		var out, errs strings.Builder
+		if err := run(t.Context(), slices.Concat([]string{"audit", "show"}, args, []string{p.audit}), nil, &out, &errs); err != nil {
+			t.Fatal(err)
+		}
+		return out.String(), errs.String()
+	}
+	out, remark := show()
+	if strings.Count(out, "→") != strings.Count(out, "-- typed") || strings.Count(out, "-- typed") == 0 || !strings.Contains(remark, "-all shows them") {
+		t.Errorf("not what was typed alone:\n%s%s", out, remark)
+	}
+	if all, _ := show("-all"); strings.Count(all, "→") < 10 {
+		t.Errorf("-all shows not all:\n%s", all)
+	}
+}
+
 func TestHangupReadsThePolicyAgain(t *testing.T) {
 	policyFile := filepath.Join(t.TempDir(), "policy.hujson")
 	write := func(text string) {

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -28,7 +29,7 @@ func Command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	case "show":
 		err = showCommand(ctx, args, stdout, stderr)
 	case "verify":
-		err = verifyCommand(args, stdout, stderr)
+		err = verifyCommand(args, stdout)
 	default:
 		return errors.New("usage: pgproxy audit show|verify [flags] FILE…")
 	}
@@ -38,33 +39,53 @@ func Command(ctx context.Context, args []string, stdout, stderr io.Writer) error
 	return err
 }
 
-func newFlags(name string, stderr io.Writer) *flag.FlagSet {
+// newFlags returns flags of which -h lists all. What is wrong with the others is
+// an error of one line.
+func newFlags(name string) *flag.FlagSet {
 	flags := flag.NewFlagSet(name, flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	flags.Usage = func() {
-		fmt.Fprintf(stderr, "usage: pgproxy audit %s [flags] FILE…\n", name)
-		flags.PrintDefaults()
-	}
+	flags.SetOutput(io.Discard)
 	return flags
+}
+
+// parseFlags parses the arguments behind the command's name.
+func parseFlags(flags *flag.FlagSet, args []string, stdout io.Writer) error {
+	err := flags.Parse(args)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		fmt.Fprintf(stdout, "usage: pgproxy audit %s [flags] FILE…\n", flags.Name())
+		flags.SetOutput(stdout)
+		flags.PrintDefaults()
+		return err
+	case err != nil:
+		return fmt.Errorf("audit %s: %w", flags.Name(), err)
+	case flags.NArg() == 0:
+		return fmt.Errorf("audit %s: no file named", flags.Name())
+	}
+	return nil
 }
 
 // showCommand is `pgproxy audit show`.
 func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) error {
-	flags := newFlags("show", stderr)
-	v := viewer{who: map[string]string{}}
+	flags := newFlags("show")
+	v := viewer{who: map[string]string{}, client: map[string]string{}, hiding: map[string]int64{}}
 	flags.StringVar(&v.session, "session", "", "only this session; the beginning of its `ID` will do")
 	flags.StringVar(&v.user, "user", "", "only this person's records, by `LOGIN` or tag")
-	since := flags.Duration("since", 0, "only records of the last `DURATION`, such as 2h")
+	flags.Func("since", "only records since then: `TIME` ago, such as 90m, 2h, 1d or 2w, or a time in UTC, such as 2026-11-22 or \"2026-11-22 10:41\"", func(s string) (err error) {
+		v.since, err = parseSince(s, time.Now())
+		return err
+	})
+	flags.BoolVar(&v.all, "all", false, "also what psql asks the catalogue by itself, for \\d and completion")
 	flags.BoolVar(&v.asJSON, "json", false, "print the records as they are")
+	markdown := flags.Bool("markdown", false, "print a table of the statements for a report")
 	follow := flags.Bool("f", false, "go on with the newest file as it grows")
-	if err := flags.Parse(args); err != nil {
+	if err := parseFlags(flags, args, stdout); err != nil {
 		return err
 	}
-	if flags.NArg() == 0 {
-		return errors.New("audit show: no file named")
+	if *markdown && (*follow || v.asJSON) {
+		return errors.New("audit show: -markdown is neither for -f nor for -json")
 	}
-	if *since > 0 {
-		v.since = time.Now().Add(-*since)
+	if *markdown {
+		v.report = new(report)
 	}
 	out := bufio.NewWriter(stdout)
 	v.out = out
@@ -81,7 +102,16 @@ func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) e
 			return err
 		}
 	}
-	return out.Flush()
+	if v.report != nil {
+		v.report.write(out)
+	}
+	if err := out.Flush(); err != nil {
+		return err
+	}
+	if v.hidden > 0 {
+		fmt.Fprintf(stderr, "(%s of psql's own, for \\d or completion, not shown: -all shows them)\n", count(int64(v.hidden), "statement"))
+	}
+	return nil
 }
 
 // followInterval is how often a followed file is looked at.
@@ -162,10 +192,14 @@ type viewer struct {
 	out           io.Writer
 	session, user string
 	since         time.Time
-	asJSON        bool
+	all, asJSON   bool
+	report        *report // nil = a line a record
 
-	who map[string]string // session to its user
-	day string            // the date printed last
+	who    map[string]string // session to its user
+	client map[string]string // session to its client
+	hiding map[string]int64  // session to the statement that is not shown
+	hidden int               // statements that were not shown
+	day    string            // the date printed last
 }
 
 // show prints one line of the log, if it is asked for.
@@ -186,10 +220,26 @@ func (v *viewer) show(line []byte) error {
 	} else if r.User == "" {
 		r.User = v.who[r.Session]
 	}
+	if r.Client != "" {
+		v.client[r.Session] = r.Client
+	}
+	own := v.clientsOwn(r)
 	if r.Event == Disconnect {
 		delete(v.who, r.Session)
+		delete(v.client, r.Session)
+		delete(v.hiding, r.Session)
 	}
 	if !v.wants(r) {
+		return nil
+	}
+	if own && !v.all {
+		if r.Event == Query {
+			v.hidden++
+		}
+		return nil
+	}
+	if v.report != nil {
+		v.report.add(r)
 		return nil
 	}
 	if v.asJSON {
@@ -203,6 +253,23 @@ func (v *viewer) show(line []byte) error {
 	head := r.Time.Format("15:04:05.000") + "  " + safe(r.Session) + "  " + safe(who(r)) + "  "
 	_, err := fmt.Fprintln(v.out, head+strings.ReplaceAll(tell(r), "\n", "\n        "))
 	return err
+}
+
+// clientsOwn reports whether a record is of a statement that psql has made by
+// itself. One that was refused is a person's to know.
+func (v *viewer) clientsOwn(r *Record) bool {
+	switch r.Event {
+	case Query:
+		delete(v.hiding, r.Session)
+		if r.Verdict == "allow" && v.client[r.Session] == "psql" && psqlsOwn(r.SQL) {
+			v.hiding[r.Session] = r.Seq
+			return true
+		}
+	case Result:
+		seq, hiding := v.hiding[r.Session]
+		return hiding && seq == r.Seq
+	}
+	return false
 }
 
 func (v *viewer) wants(r *Record) bool {
@@ -260,10 +327,10 @@ func tellOutcome(b *strings.Builder, r *Record) {
 	b.WriteString("→ ")
 	b.WriteString(r.Tag)
 	if r.Rows != nil && *r.Rows > 0 {
-		fmt.Fprintf(b, ", %d rows sent", *r.Rows)
+		fmt.Fprintf(b, ", %s sent", count(*r.Rows, "row"))
 	}
 	if r.Affected != nil {
-		fmt.Fprintf(b, ", %d rows changed", *r.Affected)
+		fmt.Fprintf(b, ", %s changed", count(*r.Affected, "row"))
 	}
 	if r.Truncated {
 		b.WriteString(", cut off by a cap")
@@ -286,9 +353,91 @@ func tellError(b *strings.Builder, r *Record) {
 
 func tellDuration(b *strings.Builder, r *Record) {
 	if r.DurationMS != nil {
-		fmt.Fprintf(b, " (%s ms)", strconv.FormatFloat(*r.DurationMS, 'f', 1, 64))
+		fmt.Fprintf(b, " (%s)", duration(*r.DurationMS))
 	}
 }
+
+// duration is a time in milliseconds as people say it: 0.3 ms, 350 ms, 1.2 s,
+// 2 min 5 s.
+func duration(ms float64) string {
+	switch seconds := ms / 1000; {
+	case ms < 9.95:
+		return fmt.Sprintf("%.1f ms", ms)
+	case ms < 999.5:
+		return fmt.Sprintf("%.0f ms", ms)
+	case seconds < 9.95:
+		return fmt.Sprintf("%.1f s", seconds)
+	case seconds < 59.5:
+		return fmt.Sprintf("%.0f s", seconds)
+	}
+	// The two largest units of four.
+	d := time.Duration(ms * float64(time.Millisecond)).Round(time.Second)
+	if d >= time.Hour {
+		d = d.Round(time.Minute)
+	}
+	units := []struct {
+		size time.Duration
+		name string
+	}{{24 * time.Hour, "d"}, {time.Hour, "h"}, {time.Minute, "min"}, {time.Second, "s"}}
+	for i, u := range units {
+		if d < u.size {
+			continue
+		}
+		text := fmt.Sprintf("%d %s", d/u.size, u.name)
+		if i+1 < len(units) && d%u.size >= units[i+1].size {
+			text += fmt.Sprintf(" %d %s", d%u.size/units[i+1].size, units[i+1].name)
+		}
+		return text
+	}
+	return "0 s"
+}
+
+// count is a number of things.
+func count(n int64, thing string) string {
+	if n == 1 {
+		return "1 " + thing
+	}
+	return fmt.Sprintf("%d %ss", n, thing)
+}
+
+// sinceUnits are the units of a time ago.
+var sinceUnits = map[string]time.Duration{
+	"s": time.Second, "m": time.Minute, "min": time.Minute, "h": time.Hour, "d": 24 * time.Hour, "w": 7 * 24 * time.Hour,
+}
+
+// sinceLayouts are the forms of a time, in UTC where it names no zone.
+var sinceLayouts = []string{time.RFC3339, time.DateOnly, "2006-01-02 15:04", time.DateTime, "2006-01-02T15:04", "2006-01-02T15:04:05"}
+
+var sincePart = regexp.MustCompile(`^(\d{1,9})(s|min|m|h|d|w)`)
+
+// parseSince reads a time ago, such as 90m or 1d12h, or a time.
+func parseSince(s string, now time.Time) (time.Time, error) {
+	for _, layout := range sinceLayouts {
+		if t, err := time.Parse(layout, s); err == nil {
+			return t, nil
+		}
+	}
+	ago, rest := time.Duration(0), s
+	for rest != "" {
+		m := sincePart.FindStringSubmatch(rest)
+		if m == nil {
+			return time.Time{}, errors.New("neither a time ago, such as 90m, 2h, 1d or 2w, nor a time, such as 2026-11-22 or 2026-11-22T10:41")
+		}
+		n, _ := strconv.ParseInt(m[1], 10, 64) // nine digits
+		if n > int64(maxAgo/sinceUnits[m[2]]) {
+			return time.Time{}, errors.New("too long ago")
+		}
+		ago += time.Duration(n) * sinceUnits[m[2]]
+		rest = rest[len(m[0]):]
+	}
+	if s == "" || ago > maxAgo {
+		return time.Time{}, errors.New("too long ago")
+	}
+	return now.Add(-ago), nil
+}
+
+// maxAgo keeps a time ago within what a Duration holds.
+const maxAgo = 100 * 365 * 24 * time.Hour
 
 func tellIf(b *strings.Builder, format, s string) {
 	if s != "" {

@@ -262,14 +262,11 @@ func linesOf(name string, fn func(Place, []byte) error) error {
 }
 
 // verifyCommand is `pgproxy audit verify`.
-func verifyCommand(args []string, stdout, stderr io.Writer) error {
-	flags := newFlags("verify", stderr)
+func verifyCommand(args []string, stdout io.Writer) error {
+	flags := newFlags("verify")
 	seen := flags.String("seen", "", "a `hash` that an earlier verify printed: it must be in the chain")
-	if err := flags.Parse(args); err != nil {
+	if err := parseFlags(flags, args, stdout); err != nil {
 		return err
-	}
-	if flags.NArg() == 0 {
-		return errors.New("audit verify: no file named")
 	}
 	report, err := Verify(flags.Args()...)
 	if err != nil {
