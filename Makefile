@@ -17,7 +17,7 @@ test: ## run all tests, against every PostgreSQL that can be had
 
 demo: ## a tailnet, a database and the proxy on this machine, and psql
 	.ci/postgres
-	go run ./node/demo
+	@.ci/demo
 
 FUZZTIME ?= 30s
 

@@ -747,6 +747,62 @@ func TestSystemdUnit(t *testing.T) {
 	}
 }
 
+// The scripts that fetch what tests and demo need say what is missing, what
+// comes of it and how to have it; before they do anything.
+func TestScriptsSayWhatIsMissing(t *testing.T) {
+	dir := t.TempDir() // where anybody may run a copy
+	if out, err := exec.CommandContext(t.Context(), "cp", "-r", ".ci", dir).CombinedOutput(); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	bin, home := filepath.Join(dir, "bin"), filepath.Join(dir, "home")
+	for _, d := range []string{bin, home} {
+		if err := os.Mkdir(d, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, d := range []string{bin, home, dir, filepath.Dir(dir)} {
+		if err := os.Chmod(d, 0o777); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tool := range []string{"bash", "id", "mkdir", "uname", "basename", "dirname", "cat", "sed", "grep", "head", "paste"} {
+		path, err := exec.LookPath(tool)
+		if err != nil {
+			t.Skip(err)
+		}
+		if err := os.Symlink(path, filepath.Join(bin, tool)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, tt := range []struct {
+		script string
+		code   int
+		want   []string
+	}{
+		{"versions", 0, []string{"tests against PostgreSQL 14, 16, 17, 18 are skipped", "this machine has no npm", "apt-get install npm, then .ci/versions again"}},
+		{"postgres", 1, []string{"lacks a C compiler (gcc, "}},
+	} {
+		cmd := exec.CommandContext(t.Context(), filepath.Join(dir, ".ci", tt.script))
+		cmd.Dir = dir
+		cmd.Env = []string{"PATH=" + bin, "HOME=" + home}
+		if os.Getuid() == 0 { // root's cache has what earlier runs have fetched
+			cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: 65534, Gid: 65534}}
+		}
+		out, err := cmd.CombinedOutput()
+		if _, exited := errors.AsType[*exec.ExitError](err); err != nil && !exited {
+			t.Fatal(err)
+		}
+		if code := cmd.ProcessState.ExitCode(); code != tt.code {
+			t.Errorf("%s: exit %d, want %d\n%s", tt.script, code, tt.code, out)
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(string(out), want) {
+				t.Errorf("%s: %q is missing from\n%s", tt.script, want, out)
+			}
+		}
+	}
+}
+
 // A transaction that stays open holds the drain up; a second signal does not
 // wait for it.
 func TestSecondSignalEndsAtOnce(t *testing.T) {

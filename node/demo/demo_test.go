@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -30,7 +31,8 @@ func TestMain(m *testing.M) {
 }
 
 var (
-	psqlCommand = regexp.MustCompile(`^    ((?:LD_LIBRARY_PATH=\S+ )?\S*psql -h 127\.0\.0\.1 -p \d+ -d shop)$`)
+	psqlCommand = regexp.MustCompile(`^    (\S*psql -h 127\.0\.0\.1 -p \d+ -d shop)$`)
+	stepLine    = regexp.MustCompile(`^ *\d+\.\d s  \S`)
 	recordsPath = regexp.MustCompile(`^Audit records: +(\S+)$`)
 )
 
@@ -49,12 +51,7 @@ func TestDemo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	// Root's PostgreSQL is somebody else's, who must get in.
-	for dir := tmp; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
-		if err := os.Chmod(dir, 0o755); err != nil {
-			t.Fatal(err)
-		}
-	}
+	letIn(t, tmp)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +72,11 @@ func TestDemo(t *testing.T) {
 
 	var commands []string
 	var records string
+	steps := 0
 	for _, line := range printed {
+		if stepLine.MatchString(line) {
+			steps++
+		}
 		if m := psqlCommand.FindStringSubmatch(line); m != nil {
 			commands = append(commands, m[1])
 		}
@@ -85,6 +86,9 @@ func TestDemo(t *testing.T) {
 	}
 	if len(commands) != len(people) {
 		t.Fatalf("the demo printed the commands %q, want one for each of %d people", commands, len(people))
+	}
+	if want := 4 + len(people); steps != want {
+		t.Errorf("the demo printed %d steps, want %d:\n%s", steps, want, strings.Join(printed, "\n"))
 	}
 	for i, p := range people {
 		out, err := psql(ctx, commands[i], "SELECT current_setting('application_name')")
@@ -130,4 +134,118 @@ func psql(ctx context.Context, command, statement string) (string, error) {
 	cmd.Env = upstreamtest.Installs()[0].Env()
 	out, err := cmd.CombinedOutput()
 	return string(out), err
+}
+
+// Where the machine has no psql of its own, the command is still one to type.
+func TestPsqlCommand(t *testing.T) {
+	installs := upstreamtest.Installs()
+	if len(installs) == 0 {
+		t.Skip("no PostgreSQL on this machine")
+	}
+	s := &stage{dir: t.TempDir(), postgres: &upstreamtest.Server{Install: installs[0]}}
+	t.Setenv("PATH", s.dir)
+	command := s.psqlCommand()
+	if command != filepath.Join(s.dir, "psql") {
+		t.Fatal(command)
+	}
+	out, err := exec.CommandContext(t.Context(), command, "--version").CombinedOutput()
+	if err != nil || !strings.HasPrefix(string(out), "psql ") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}
+
+// letIn lets everybody into a test's directory: root's PostgreSQL is somebody
+// else's.
+func letIn(t *testing.T, tmp string) {
+	t.Helper()
+	for dir := tmp; dir != os.TempDir() && dir != "/"; dir = filepath.Dir(dir) {
+		if err := os.Chmod(dir, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// However "make demo" is ended, it leaves no process and no file.
+func TestMakeDemoLeavesNothing(t *testing.T) {
+	if _, err := exec.LookPath("make"); err != nil {
+		t.Skip(err)
+	}
+	kill := func(program string) func(*testing.T, *upstreamtest.Terminal, map[int]string) {
+		return func(t *testing.T, _ *upstreamtest.Terminal, mine map[int]string) {
+			t.Helper()
+			for pid, name := range mine {
+				if filepath.Base(name) == program {
+					if err := syscall.Kill(pid, syscall.SIGKILL); err != nil {
+						t.Fatal(err)
+					}
+					return
+				}
+			}
+			t.Fatalf("no %s in %v", program, mine)
+		}
+	}
+	hangUp := func(_ *testing.T, term *upstreamtest.Terminal, _ map[int]string) { term.Master.Close() }
+	for _, tt := range []struct {
+		name, shown string // when it has shown this, it is ended
+		end         func(*testing.T, *upstreamtest.Terminal, map[int]string)
+	}{
+		{"make is killed while it compiles", "Compiling the demo", kill("make")},
+		{"its terminal is closed", "shop=>", hangUp},
+		{"make is killed", "shop=>", kill("make")},
+		{"the demo is killed", "shop=>", kill("demo")},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			tmp, err := os.MkdirTemp("", "") // t.TempDir's are too long for a Unix socket
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { os.RemoveAll(tmp) })
+			letIn(t, tmp)
+			cmd := exec.CommandContext(t.Context(), "make", "demo")
+			cmd.Dir = filepath.Join("..", "..")
+			cmd.Env = append(os.Environ(), "TMPDIR="+tmp, "PSQL_PAGER=cat", "TERM=xterm")
+			term := upstreamtest.StartTerminal(t, cmd)
+			term.Expect(tt.shown, 5*time.Minute)
+			tt.end(t, term, running(t, tmp))
+			for late := time.After(time.Minute); ; time.Sleep(50 * time.Millisecond) { // nothing tells of the end of other people's processes
+				left, err := os.ReadDir(tmp)
+				if err != nil {
+					t.Fatal(err)
+				}
+				mine := running(t, tmp)
+				if len(left) == 0 && len(mine) == 0 {
+					return
+				}
+				select {
+				case <-late:
+					t.Fatalf("left: files %v, processes %v", left, mine)
+				default:
+				}
+			}
+		})
+	}
+}
+
+// running are the programs that have the test's directory in their environment
+// or their arguments, by process ID.
+func running(t *testing.T, tmp string) map[int]string {
+	t.Helper()
+	found := make(map[int]string)
+	dirs, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range dirs {
+		environ, _ := os.ReadFile(filepath.Join(dir, "environ")) // gone, or somebody else's
+		arguments, _ := os.ReadFile(filepath.Join(dir, "cmdline"))
+		if !strings.Contains(string(environ), tmp) && !strings.Contains(string(arguments), tmp) {
+			continue
+		}
+		program, _, _ := strings.Cut(string(arguments), "\x00")
+		pid, err := strconv.Atoi(filepath.Base(dir))
+		if err == nil && program != "" {
+			found[pid] = program
+		}
+	}
+	return found
 }

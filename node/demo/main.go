@@ -7,7 +7,11 @@
 //
 // On a terminal with psql it opens psql as the first person, and ends with it;
 // otherwise it prints what to type, shows the audit records as they come, and
-// stays until it is interrupted or terminated.
+// stays until it is interrupted or terminated. It also ends when its terminal is
+// closed, and when the process that started it is gone.
+//
+// .ci/demo starts it with a directory of its own, which goes when the last of
+// the demo's processes has ended, even if that was killed.
 package main
 
 import (
@@ -18,6 +22,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"syscall"
 	"time"
@@ -26,6 +31,7 @@ import (
 	"pgproxy/upstream/upstreamtest"
 	"pgproxy/wire/audit"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
@@ -66,12 +72,12 @@ func main() {
 }
 
 func run() error {
-	// "go run" does not pass a SIGTERM on; its death does.
-	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0); err != nil {
-		return err
-	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGHUP)
 	defer stop()
+	signal.Notify(make(chan os.Signal, 1), syscall.SIGPIPE) // what nobody reads any more is no reason to leave things behind
+	if err := endWithParent(); err != nil {
+		return err
+	}
 	interrupt := make(chan os.Signal, 1)
 	signal.Notify(interrupt, os.Interrupt)
 
@@ -105,6 +111,22 @@ func run() error {
 	return s.showRecords(ctx, os.Stdout, interrupt)
 }
 
+// parentVariable has the process that started the demo, for one that may have
+// ended before the demo could ask to be told.
+const parentVariable = "PGPROXY_DEMO_PARENT"
+
+// endWithParent has the parent's death end the demo: neither make nor "go run"
+// can pass a SIGKILL on.
+func endWithParent() error {
+	if err := unix.Prctl(unix.PR_SET_PDEATHSIG, uintptr(unix.SIGTERM), 0, 0, 0); err != nil {
+		return err
+	}
+	if parent := os.Getenv(parentVariable); parent != "" && parent != strconv.Itoa(os.Getppid()) {
+		return errors.New("what started the demo has ended")
+	}
+	return nil
+}
+
 // stage is everything that runs.
 type stage struct {
 	dir      string
@@ -126,21 +148,74 @@ func build(ctx context.Context) (*stage, error) {
 }
 
 func (s *stage) set(ctx context.Context) (err error) {
-	if s.dir, err = os.MkdirTemp("", "pgproxy-demo-"); err != nil {
+	if err := needCompiler(ctx); err != nil {
 		return err
 	}
-	fmt.Println("Building pgproxy, and starting a tailnet and a PostgreSQL server …")
+	if s.dir = os.Getenv(dirVariable); s.dir == "" {
+		if s.dir, err = os.MkdirTemp("", "pgproxy-demo-"); err != nil {
+			return err
+		}
+	}
 	binary := filepath.Join(s.dir, "pgproxy")
 	err = together(
-		func() error { return compile(ctx, binary) },
-		func() error { return s.startPostgres(ctx) },
-		func() error { return s.startTailnet(ctx) },
+		step("pgproxy is compiled", func() error { return compile(ctx, binary) }),
+		step("PostgreSQL runs, with a shop in it", func() error { return s.startPostgres(ctx) }),
+		step("alice-laptop and bob-phone are in a tailnet", func() error { return s.startTailnet(ctx) }),
 	)
 	if err != nil {
 		return err
 	}
-	s.proxy, err = startProxy(ctx, binary, s)
-	return err
+	if err := step(proxyName+" has joined the tailnet", func() (err error) {
+		s.proxy, err = startProxy(ctx, binary, s)
+		return err
+	})(); err != nil {
+		return err
+	}
+	for i, p := range people {
+		if err := step(fmt.Sprintf("PostgreSQL answers %s, under that name", p.login), func() error {
+			return askWho(ctx, s.doors[i].port, p)
+		})(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// dirVariable names a directory to use, and to remove, instead of one made here.
+const dirVariable = "PGPROXY_DEMO_DIR"
+
+// step prints what a step has come to, with the time that it took.
+func step(done string, do func() error) func() error {
+	return func() error {
+		began := time.Now()
+		err := do()
+		if err == nil {
+			fmt.Printf("%6.1f s  %s\n", time.Since(began).Seconds(), done)
+		}
+		return err
+	}
+}
+
+// askWho asks a first question through the tailnet as one of the people, and
+// requires that it comes under their name.
+func askWho(ctx context.Context, port int, p person) error {
+	config, err := pgconn.ParseConfig(fmt.Sprintf("host=127.0.0.1 port=%d user=demo dbname=%s sslmode=disable", port, database))
+	if err != nil {
+		return err
+	}
+	conn, err := pgconn.ConnectConfig(ctx, config)
+	if err != nil {
+		return err
+	}
+	defer conn.Close(ctx)
+	results, err := conn.Exec(ctx, "SELECT current_setting('pgproxy.user')").ReadAll()
+	if err != nil {
+		return err
+	}
+	if got := string(results[0].Rows[0][0]); got != p.login {
+		return fmt.Errorf("PostgreSQL takes %s for %q", p.login, got)
+	}
+	return nil
 }
 
 // together runs the steps at the same time, and returns what went wrong.
@@ -211,7 +286,7 @@ func (s *stage) close() {
 // introduce says who is who, and what is worth a try.
 func (s *stage) introduce(w io.Writer) {
 	fmt.Fprintf(w, "\nPostgreSQL %s has a shop's database; %s stands before it, in a tailnet of its own.\n", s.postgres.Version, proxyName)
-	psql := pasteable(s.postgres)
+	psql := s.psqlCommand()
 	for i, p := range people {
 		fmt.Fprintf(w, "\n%s on %s: %s.\n", p.login, p.device, p.may)
 		fmt.Fprintf(w, "    %s -h 127.0.0.1 -p %d -d %s\n", psql, s.doors[i].port, database)

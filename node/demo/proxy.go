@@ -16,9 +16,26 @@ import (
 // proxyName is pgproxy's name in the tailnet.
 const proxyName = "pgproxy-prod"
 
+// needCompiler reports a C compiler that is missing: pgproxy's SQL parser is in C.
+func needCompiler(ctx context.Context) error {
+	out, err := exec.CommandContext(ctx, "go", "env", "CC").Output()
+	if err != nil {
+		return fmt.Errorf("go env CC: %w", err)
+	}
+	cc := "gcc"
+	if words := strings.Fields(string(out)); len(words) > 0 {
+		cc = words[0]
+	}
+	if _, err := exec.LookPath(cc); err != nil {
+		return fmt.Errorf("there is no C compiler (%s), which pgproxy's SQL parser is built with; on Debian: apt-get install gcc libc6-dev", cc)
+	}
+	return nil
+}
+
 // compile builds the pgproxy binary.
 func compile(ctx context.Context, binary string) error {
 	cmd := exec.CommandContext(ctx, "go", "build", "-o", binary, "pgproxy")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=1")
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	if err := cmd.Run(); err != nil {
 		return fmt.Errorf("building pgproxy: %w", err)

@@ -5,12 +5,12 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"strconv"
 	"strings"
 	"syscall"
 	"time"
 
-	"pgproxy/upstream/upstreamtest"
 	"pgproxy/wire/audit"
 )
 
@@ -48,20 +48,30 @@ func (s *stage) openPsql(ctx context.Context, psql string, interrupt <-chan os.S
 	return audit.Command(ctx, []string{"show", s.proxy.records}, os.Stdout, os.Stderr)
 }
 
-// pasteable is psql as a shell can start it: by its name where the machine has
-// one, and otherwise the server's own, with its libraries.
-func pasteable(pg *upstreamtest.Server) string {
-	if _, err := exec.LookPath("psql"); err == nil {
-		return "psql"
+// psqlCommand is psql as a person can type it: by its name where the machine has
+// one, and otherwise a short script, which starts the server's own with its
+// libraries.
+func (s *stage) psqlCommand() string {
+	const name = "psql"
+	if _, err := exec.LookPath(name); err == nil {
+		return name
 	}
-	path, err := pg.Psql()
+	path, err := s.postgres.Psql()
 	if err != nil {
-		return "psql"
+		return name
 	}
-	const libs = "LD_LIBRARY_PATH="
-	env := pg.Env()
-	if last := env[len(env)-1]; strings.HasPrefix(last, libs) && last != libs+os.Getenv("LD_LIBRARY_PATH") {
-		return last + " " + path
+	var set string
+	for _, entry := range s.postgres.Env() {
+		if libs, ok := strings.CutPrefix(entry, "LD_LIBRARY_PATH="); ok {
+			set = "LD_LIBRARY_PATH=" + quote(libs) + " "
+		}
 	}
-	return path
+	script := filepath.Join(s.dir, name)
+	if err := os.WriteFile(script, []byte("#!/bin/sh\n"+set+"exec "+quote(path)+" \"$@\"\n"), 0o755); err != nil {
+		return path
+	}
+	return script
 }
+
+// quote quotes for a shell.
+func quote(s string) string { return "'" + strings.ReplaceAll(s, "'", `'\''`) + "'" }
