@@ -1218,7 +1218,7 @@ func explain(ctx context.Context, c *config, stdout, stderr io.Writer) error {
 	defer judge.Close()
 	x := &policy.Explainer{
 		Rules: p.rule, Judge: judge, Served: policy.Served{Default: p.upstreamDatabase(), Names: p.databases},
-		Database: c.database, Reason: c.reason, Capability: c.capability, Open: p.openCatalog,
+		Database: c.database, Reason: c.reason, Capability: c.capability, Open: p.openCatalog, Offline: p.upstream == nil,
 	}
 	if c.file != "" {
 		return explainFile(ctx, x, c.file, stdout)

@@ -31,7 +31,7 @@ func explainer(t *testing.T, text string) *Explainer {
 	return &Explainer{
 		Rules:  p.RuleFor,
 		Judge:  judge,
-		Served: Served{Default: "shop", Names: []string{"crm"}},
+		Served: Served{Default: "shop", Names: []string{"crm"}}, Offline: true,
 		Open: func(context.Context, Rule, string) (OpenCatalog, error) {
 			return nil, errors.New("no catalogue here")
 		},

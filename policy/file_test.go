@@ -84,7 +84,7 @@ func TestRuleFor(t *testing.T) {
 		{"shared device not named", p, stranger, "shared", "shared in"},
 		{"tagged, built in", Builtin(), runner, "tagged", "Tagged nodes must be named"},
 		{"shared, built in", Builtin(), stranger, "shared", "shared in"},
-		{"without a grant, where grants are all there is", GrantsOnly(), carol, "default", "Ask for a grant"},
+		{"without a grant, where grants are all there is", GrantsOnly(), carol, "default", "It takes a grant"},
 		{"granted, with no value", p, Caller{Login: "alice@example.com", Granted: true}, "grant", "without a rule"},
 		{"granted, unreadable", p, granted(`{"access": "admim"}`), "grant", "None of the caller's grants can be read"},
 	} {

@@ -237,7 +237,7 @@ func (s *session) serveQuery(body []byte) *sessionError {
 	}
 	d := policy.Decide(s.ctx, &st.rule, st.msg, &s.memory, catalog{s})
 	if d.Refusal == nil {
-		d.Refusal = st.wantReason(d.Writes)
+		d.Refusal = st.rule.WantReason(st.reason, d.Writes)
 	}
 	if d.Refusal != nil {
 		return s.deny(st, d)
@@ -274,12 +274,6 @@ func (s *session) read(st *statement, sql string) *policy.Refusal {
 		return r
 	}
 	return &policy.Refusal{Code: codeInternal, Message: "pgproxy: the statement could not be read", Rule: "parse"}
-}
-
-// wantReason refuses statements that do more than read, where the rule wants a
-// reason for them and none was given.
-func (st *statement) wantReason(writes bool) *policy.Refusal {
-	return st.rule.WantReason(st.reason, writes)
 }
 
 // queryText checks a Query message's body as PostgreSQL does: one string, its

@@ -27,17 +27,7 @@ func (s *session) tryOwn(st *statement) *policy.Refusal {
 	s.mu.Unlock()
 	for i := range st.own {
 		cmd := list[i].Proxy
-		var r *policy.Refusal
-		switch {
-		case cmd.Verb == "SHOW":
-		case cmd.Local:
-			r = &policy.Refusal{Code: codeFeatureNotSupported, Rule: "own_settings",
-				Message: "pgproxy: pgproxy's settings hold for the session, SET LOCAL is not supported"}
-		case cmd.Verb == "SET":
-			r = lifts.Set(base, cmd.Name, cmd.Value)
-		default:
-			r = lifts.Reset(cmd.Name)
-		}
+		r := lifts.Apply(base, cmd)
 		if r != nil {
 			r.Position = 0
 			s.recordLift(cmd.Verb, cmd.Name, cmd.Value, r)
