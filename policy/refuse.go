@@ -199,7 +199,8 @@ func refuseAccess(rule *Rule, a *act, pos int) *Refusal {
 		r.Detail = access + " does not include settings that only a superuser or the server's configuration changes."
 		r.Hint = wayOut(rule, Admin, "")
 	case actNoSetting:
-		r.Code, r.Rule = "42704", "unknown_setting"
+		r.Code = "42704"
+		r.Rule = "unknown_setting"
 		r.Message = fmt.Sprintf("unrecognized configuration parameter %q", a.Name)
 		r.Detail = fmt.Sprintf("pgproxy knows the settings of PostgreSQL 14 to 18; others need access \"admin\", and yours is %q.", rule.Access)
 		r.Hint = unknownSettingHint(rule, a.Name)

@@ -123,8 +123,8 @@ func (r *Rule) WantReason(reason string, writes bool) *Refusal {
 	}
 	return &Refusal{
 		Code: "42501", Rule: "require_reason",
-		Message: "pgproxy: a reason is wanted for statements that change anything",
+		Message: "pgproxy: SET pgproxy.reason = 'INC-123' first: statements that change anything need a reason",
 		Detail:  "The policy says require_reason.",
-		Hint:    "SET pgproxy.reason = 'INC-123', or connect with PGOPTIONS='-c pgproxy.reason=INC-123'.",
+		Hint:    "Then send it again. At connect: PGOPTIONS='-c pgproxy.reason=INC-123'.",
 	}
 }

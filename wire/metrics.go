@@ -101,7 +101,7 @@ var endReasons = []string{
 // and the session's.
 var refusalRules = []string{
 	"access", "canceled", "catalog", "copy", "deny", "encoding", "extended", "function", "function call", "length", "message", "only", "own_settings", "parse",
-	"pinned_setting", "prepared", "protected_setting", "read_only", "require_reason", "require_where", "syntax", "tamper", "too_complex", "too_large", "unknown",
+	"pinned_setting", "prepared", "protected_setting", "read_only", "require_reason", "require_where", "syntax", "tamper", "too_complex", "too_large", "unknown", "unknown_setting",
 }
 
 // usualKinds are the kinds of statements that every day has. Of the others there

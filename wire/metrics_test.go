@@ -145,7 +145,7 @@ func TestCountersBeginAtZero(t *testing.T) {
 // refuse a connection or a SET of pgproxy's own, and reasons that end no session.
 var elsewhere = map[string]bool{
 	"callers": true, "database": true, "default": true, "grant": true, "nobody": true, "shared": true, "tagged": true,
-	"lift": true, "may_lift": true, "reason": true, "unknown_setting": true, "allow ": true,
+	"lift": true, "may_lift": true, "reason": true, "allow ": true,
 	string(reasonRefused): true, string(reasonLimit): true,
 }
 
