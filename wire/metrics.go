@@ -93,15 +93,16 @@ func (m *metrics) beginAtZero() {
 
 // endReasons are all reasons for the end of a session.
 var endReasons = []string{
-	string(reasonClient), string(reasonClientLost), string(reasonSlow), string(reasonIdle), string(reasonUpstream), string(reasonShutdown), string(reasonRevoked),
+	string(reasonClient), string(reasonClientLost), string(reasonSlow), string(reasonIdle), string(reasonIdleTransaction), string(reasonUpstream), string(reasonShutdown), string(reasonRevoked),
 	string(reasonKilled), string(reasonProtocol), string(reasonStuck), string(reasonTampered), string(reasonCancelLost), string(reasonInternal),
 }
 
 // refusalRules are all rules that refuse a statement or a message, the policy's
 // and the session's.
 var refusalRules = []string{
-	"access", "canceled", "catalog", "copy", "deny", "encoding", "extended", "function", "function call", "length", "message", "only", "own_settings", "parse",
-	"pinned_setting", "prepared", "protected_setting", "read_only", "require_reason", "require_where", "syntax", "tamper", "too_complex", "too_large", "unknown", "unknown_setting",
+	"access", "canceled", "catalog", "copy", "deny", "encoding", "extended", "function", "function call", "length", "lift", "may_lift", "message", "only", "own_settings",
+	"parse", "pinned_setting", "prepared", "protected_setting", "read_only", "reason", "require_reason", "require_where", "syntax", "tamper", "too_complex", "too_large",
+	"unknown", "unknown_setting",
 }
 
 // usualKinds are the kinds of statements that every day has. Of the others there

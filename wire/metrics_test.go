@@ -115,8 +115,8 @@ func TestCountersBeginAtZero(t *testing.T) {
 		sources []string
 	}{
 		`pgproxy_sessions_ended_total{reason="%s"} 0`: {`reason\w+ +reason = "([^"]+)"`, []string{"*.go"}},
-		`pgproxy_refusals_total{rule="%s"} 0`:         {`(?:\bRule(?:: | = )|, Rule: |\.refusal\(|\.count\()"([^"]+)"`, []string{"*.go", "../policy/*.go"}},
-		`pgproxy_caps_total{cap="%s"} 0`:              {`(?:capReached\(st, |\.capped\()"([^"]+)"`, []string{"*.go"}},
+		`pgproxy_refusals_total{rule="%s"} 0`:         {`(?:\bRule(?:: | = (?:"[0-9A-Z]{5}", )?)|\.refusal\(|\.count\()"([a-z][a-z_ ]*)"`, []string{"*.go", "exchange/*.go", "../policy/*.go"}},
+		`pgproxy_caps_total{cap="%s"} 0`:              {`(?:\.reach|\.Capped)\("([^"]+)"`, []string{"*.go", "exchange/*.go"}},
 		`pgproxy_cancels_total{outcome="%s"} 0`:       {`\.cancel\("([^"]+)"\)`, []string{"*.go"}},
 	} {
 		values := inSource(t, label.pattern, label.sources...)
@@ -142,10 +142,10 @@ func TestCountersBeginAtZero(t *testing.T) {
 }
 
 // elsewhere are rules that are not counted as refusals of statements: those that
-// refuse a connection or a SET of pgproxy's own, and reasons that end no session.
+// refuse a connection, those that allow, and reasons that end no session.
 var elsewhere = map[string]bool{
 	"callers": true, "database": true, "default": true, "grant": true, "nobody": true, "shared": true, "tagged": true,
-	"lift": true, "may_lift": true, "reason": true, "allow ": true,
+	"allow ": true, "own": true,
 	string(reasonRefused): true, string(reasonLimit): true,
 }
 
