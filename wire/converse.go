@@ -245,14 +245,27 @@ func (s *session) serveQuery(body []byte) *sessionError {
 	return s.perform(st, d)
 }
 
-// begin makes and numbers a statement.
+// begin makes and numbers a statement. When it is judged by another rule than
+// the client knows, the client is told before anything else.
 func (s *session) begin() *statement {
+	st, notice := s.number()
+	if notice != nil {
+		s.Send(notice.append(nil))
+	}
+	return st
+}
+
+func (s *session) number() (*statement, *sessionError) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	var notice *sessionError
+	if s.untold {
+		notice = s.ruleNoticeLocked()
+	}
 	s.seq++
 	s.sql, s.unsent, s.cancelled, s.cancelledBy = "", true, false, ""
 	s.statements.Add(1)
-	return &statement{seq: s.seq, rule: s.rule, reason: s.lifts.Reason(), began: time.Now()}
+	return &statement{seq: s.seq, rule: s.rule, reason: s.lifts.Reason(), began: time.Now()}, notice
 }
 
 // read gives a statement its text and reads it. From here on it can be shown

@@ -698,8 +698,32 @@ func TestAdminNarrowed(t *testing.T) {
 	c.want("SET default_transaction_read_only = on", "C(SET) S(default_transaction_read_only=on) Z(I)")
 	r.set(func(rule *policy.Rule) { rule.Access = policy.Write })
 	p.Recheck(t.Context())
-	c.want("SHOW application_name", "S(application_name=go-proxy tsnode=alice-laptop|user=alice@example.com) S(default_transaction_read_only=off)"+
+	c.want("SHOW application_name", noLongerAdmin+"S(application_name=go-proxy tsnode=alice-laptop|user=alice@example.com) S(default_transaction_read_only=off)"+
 		" D(go-proxy tsnode=alice-laptop|user=alice@example.com) C(SHOW) Z(I)")
+}
+
+const noLongerAdmin = "N(00000 pgproxy: you have write access now, no longer admin) "
+
+// Another rule is told before the first answer that it could have changed, once,
+// and not when nothing has changed by then.
+func TestRuleChangeIsTold(t *testing.T) {
+	var r rules
+	p := startProxy(t, r.serve)
+	c := p.login(t)
+	change := func(change func(*policy.Rule)) {
+		r.set(change)
+		p.Recheck(t.Context())
+	}
+	change(func(rule *policy.Rule) { rule.Access = policy.Read })
+	c.want("CREATE TABLE t ()", "N(00000 pgproxy: you have read access now, no longer write) S(default_transaction_read_only=on) E(42501 pgproxy: CREATE TABLE is refused) Z(I)")
+	c.want("SELECT 1", "D(1) C(SELECT 1) Z(I)")
+	change(func(rule *policy.Rule) { rule.MaxRows = 5 })
+	change(func(rule *policy.Rule) { rule.MaxBytes = 500 })
+	c.want("SELECT 1", "N(00000 pgproxy: what you may do has changed) D(1) C(SELECT 1) Z(I)")
+	change(func(rule *policy.Rule) { rule.Access = policy.Admin })
+	change(func(rule *policy.Rule) { rule.Access = policy.Read })
+	change(func(rule *policy.Rule) { rule.Source = "another grant" })
+	c.want("SELECT 1", "D(1) C(SELECT 1) Z(I)")
 }
 
 // rules is a policy that changes while sessions run.
@@ -807,7 +831,7 @@ func TestDatabaseRevoked(t *testing.T) {
 	if got := c.ended(); got != "E(57P01 pgproxy: your access has ended)" {
 		t.Errorf("got %s", got)
 	}
-	other.want("SELECT 1", "D(1) C(SELECT 1) Z(I)")
+	other.want("SELECT 1", "N(00000 pgproxy: what you may do has changed) D(1) C(SELECT 1) Z(I)")
 }
 
 // Who is no longer the same, or no longer known, has lost access. When that

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"reflect"
+	"strings"
 	"time"
 
 	"pgproxy/policy"
@@ -400,6 +402,29 @@ func (s *session) recheck(ctx context.Context) {
 	defer s.mu.Unlock()
 	s.base = rule
 	s.rule = s.lifts.Effective(rule)
+	s.untold = s.untold || !sameEffect(rule, s.told)
+}
+
+// sameEffect reports whether two rules say the same, wherever they come from.
+func sameEffect(a, b policy.Rule) bool {
+	a.Source, b.Source = "", ""
+	return reflect.DeepEqual(a, b)
+}
+
+// ruleNoticeLocked tells the client that policy gives it another rule than the
+// one it knows; nil when it does not.
+func (s *session) ruleNoticeLocked() *sessionError {
+	was := s.told
+	s.told, s.untold = s.base, false
+	if sameEffect(was, s.told) { // changed, and changed back
+		return nil
+	}
+	e := &sessionError{severity: "NOTICE", code: "00000", message: "pgproxy: what you may do has changed",
+		detail: strings.Join(s.told.Describe(), "; ") + ".", hint: "SHOW pgproxy.limits tells the rest."}
+	if was.Access != s.told.Access {
+		e.message = fmt.Sprintf("pgproxy: you have %s access now, no longer %s", s.told.Access, was.Access)
+	}
+	return e
 }
 
 // ErrUnavailable marks a WhoIs error that says nothing about the caller: the

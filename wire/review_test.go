@@ -298,12 +298,12 @@ func TestAdminRoleNarrowed(t *testing.T) {
 	failed.wantPart("SELECT 1/0", "Z(E)")
 	r.set(func(rule *policy.Rule) { rule.Access = policy.Write })
 	p.Recheck(t.Context())
-	c.want("SELECT current_user", "D(app) C(SELECT 1) Z(I)")
+	c.want("SELECT current_user", noLongerAdmin+"D(app) C(SELECT 1) Z(I)")
 	c.want("SHOW idle_in_transaction_session_timeout", "D(30s) C(SHOW) Z(I)")
-	open.want("SELECT current_user", "D(app) C(SELECT 1) Z(T)")
+	open.want("SELECT current_user", noLongerAdmin+"D(app) C(SELECT 1) Z(T)")
 	open.want("ROLLBACK", "C(ROLLBACK) Z(I)")
 	open.want("SELECT current_user", "D(app) C(SELECT 1) Z(I)")
-	failed.want("ROLLBACK", "C(ROLLBACK) Z(I)")
+	failed.want("ROLLBACK", noLongerAdmin+"C(ROLLBACK) Z(I)")
 	failed.want("SELECT current_user", "D(app) C(SELECT 1) Z(I)")
 }
 

@@ -111,6 +111,8 @@ type session struct {
 	seq         int64        // its number
 	rule        policy.Rule  // in force now
 	base        policy.Rule  // what policy gives, before lifts
+	told        policy.Rule  // the base that the client knows
+	untold      bool         // it is another now
 	lifts       policy.Lifts // what the user changed for the session
 	tasks       sync.WaitGroup
 }
@@ -240,7 +242,7 @@ func (s *session) open(caller policy.Caller, whoErr error) *sessionError {
 	if err != nil {
 		return s.refusal(err)
 	}
-	s.base, s.rule = rule, rule
+	s.base, s.rule, s.told = rule, rule, rule
 	if s.startup.wantsReplication() {
 		return fatal(codeFeatureNotSupported, "pgproxy: replication connections are not supported", reasonRefused).
 			withHint("Replicate from the server itself.")
