@@ -21,6 +21,12 @@ type Check struct {
 	// Run returns why the condition does not hold. It is called by several
 	// requests at a time.
 	Run func(context.Context) error
+	// Tell says that Run's error is in words that whoever reaches the port may
+	// read. Otherwise the name is all that is told: an upstream's address, for
+	// one, stays in the log.
+	Tell bool
+	// Notes are what is told besides, though the condition holds; nil = none.
+	Notes func() []string
 }
 
 // checkTimeout is for all checks of one request together. Kubelet gives up
@@ -36,25 +42,33 @@ func Handler(metrics prometheus.Gatherer, checks ...Check) http.Handler {
 	return mux
 }
 
-// ready runs all checks and answers 503 with those that fail. The words are
-// the proxy's own: an upstream's address is not for whoever can reach a
-// probe's port, so errors stay in the log of who checks.
+// ready runs all checks and answers 503 with those that fail, or 200 with what
+// is to be noted.
 func ready(w http.ResponseWriter, r *http.Request, checks []Check) {
 	ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
 	defer cancel()
-	var failed []string
+	var failed, notes []string
 	for _, c := range checks {
-		if err := c.Run(ctx); err != nil {
+		err := c.Run(ctx)
+		switch {
+		case err != nil && c.Tell:
+			failed = append(failed, c.Name+": "+err.Error())
+		case err != nil:
 			failed = append(failed, c.Name)
+		case c.Notes != nil:
+			notes = append(notes, c.Notes()...)
 		}
 	}
 	w.Header().Set("Cache-Control", "no-store")
 	if len(failed) == 0 {
 		fmt.Fprintln(w, "ready")
-		return
+	} else {
+		w.WriteHeader(http.StatusServiceUnavailable)
 	}
-	w.WriteHeader(http.StatusServiceUnavailable)
 	for _, name := range failed {
 		fmt.Fprintf(w, "not ready: %s\n", name)
+	}
+	for _, note := range notes {
+		fmt.Fprintf(w, "note: %s\n", note)
 	}
 }

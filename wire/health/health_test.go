@@ -23,8 +23,8 @@ func get(h http.Handler, path string) (int, string) {
 func TestReadyNamesWhatFails(t *testing.T) {
 	var broken error
 	h := Handler(prometheus.NewRegistry(),
-		Check{"fine", func(context.Context) error { return nil }},
-		Check{"upstream", func(context.Context) error { return broken }},
+		Check{Name: "fine", Run: func(context.Context) error { return nil }},
+		Check{Name: "upstream", Run: func(context.Context) error { return broken }},
 	)
 	if code, body := get(h, "/readyz"); code != 200 || body != "ready\n" {
 		t.Errorf("got %d %q", code, body)
@@ -38,6 +38,23 @@ func TestReadyNamesWhatFails(t *testing.T) {
 	}
 	if code, _ := get(h, "/debug/pprof/"); code != 404 {
 		t.Errorf("there is more than there should be: got %d", code)
+	}
+}
+
+// What may be read is told: why a condition does not hold, and what is amiss
+// though it does.
+func TestReadyTells(t *testing.T) {
+	var waiting error
+	h := Handler(prometheus.NewRegistry(), Check{
+		Name: "tailnet", Run: func(context.Context) error { return waiting }, Tell: true,
+		Notes: func() []string { return []string{"another node has the name"} },
+	})
+	if code, body := get(h, "/readyz"); code != 200 || body != "ready\nnote: another node has the name\n" {
+		t.Errorf("got %d %q", code, body)
+	}
+	waiting = errors.New("the node waits for approval")
+	if code, body := get(h, "/readyz"); code != 503 || body != "not ready: tailnet: the node waits for approval\n" {
+		t.Errorf("got %d %q", code, body)
 	}
 }
 

@@ -65,6 +65,9 @@ type Page struct {
 	Rules func(policy.Caller) (policy.Rule, error)
 	// Reach is the last result of reaching the upstream. It must not wait.
 	Reach func() health.Result
+	// Notes are what people should know of the proxy itself, e.g. that another
+	// node has its name; nil = none. It must not wait.
+	Notes func() []string
 	// Ops serves /healthz, /readyz and /metrics, to everybody.
 	Ops http.Handler
 

@@ -40,6 +40,7 @@ type view struct {
 	Limits     []policy.Setting
 	Access     []string
 	Upstream   reach
+	Notes      []string
 }
 
 // session is a live session as a viewer sees it.
@@ -92,6 +93,9 @@ func (p *Page) showPage(w http.ResponseWriter, r *http.Request, v wire.Viewer) {
 	vw := view{
 		Page: p, Viewer: v, Now: time.Now(), Said: outcomes[r.URL.Query().Get("done")],
 		Filter: f, Limits: v.Rule.Limits(), Access: v.Rule.Describe(), Upstream: p.reach(),
+	}
+	if p.Notes != nil {
+		vw.Notes = p.Notes()
 	}
 	vw.Sessions = p.sessions(v, vw.Now)
 	vw.Summary = summary(vw.Sessions)
