@@ -3,6 +3,7 @@ package nodetest
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -34,6 +35,7 @@ type member struct {
 	name    string // first label, unique
 	node    tailcfg.Node
 	removed bool
+	silent  bool // is told nothing; see Silence
 }
 
 // grant is one capability that a source has on every node.
@@ -75,6 +77,30 @@ func (tn *Tailnet) revokeLocked(src, capability string) {
 	})
 }
 
+// Restrict lets src reach these TCP ports of every node and nothing else; no
+// ports at all is no network access. src is as in Grant, without "*". Whom no
+// Restrict names reaches every port. As with Grant, nothing but the nodes'
+// packet filters changes.
+func (tn *Tailnet) Restrict(src string, ports ...uint16) {
+	tn.mu.Lock()
+	defer tn.mu.Unlock()
+	tn.reach[src] = ports
+	tn.sendFiltersLocked()
+}
+
+// Unrestrict ends Restrict.
+func (tn *Tailnet) Unrestrict(src string) {
+	tn.mu.Lock()
+	defer tn.mu.Unlock()
+	delete(tn.reach, src)
+	tn.sendFiltersLocked()
+}
+
+// Approve lets a node in that waits for approval.
+func (tn *Tailnet) Approve(name string) error {
+	return tn.change(name, func(m *member) { m.node.MachineAuthorized = true })
+}
+
 // Remove removes a device from the tailnet: the others no longer see it. It is
 // not told, and cannot come back but as a new device.
 func (tn *Tailnet) Remove(name string) error {
@@ -87,7 +113,7 @@ func (tn *Tailnet) Remove(name string) error {
 	m.removed = true
 	delete(tn.devices, m.device.Name)
 	for s := range tn.streams {
-		if s.m != m {
+		if s.m != m && !s.m.silent {
 			s.push(&tailcfg.MapResponse{PeersRemoved: []tailcfg.NodeID{m.node.ID}})
 		}
 	}
@@ -207,6 +233,7 @@ func (tn *Tailnet) admit(req *tailcfg.MapRequest) *member {
 	}
 	m.node.Name = m.name + "." + domain + "."
 	m.node.Online = new(true)
+	m.node.MachineAuthorized = !tn.opts.NeedApproval
 	tn.ownLocked(m)
 	tn.members[req.NodeKey] = m
 	tn.sendMemberLocked(m)
@@ -295,7 +322,7 @@ func (tn *Tailnet) sendMemberLocked(m *member) {
 		return
 	}
 	for s := range tn.streams {
-		if s.m != m {
+		if s.m != m && !s.m.silent {
 			s.push(&tailcfg.MapResponse{
 				PeersChanged: []*tailcfg.Node{m.peer()},
 				UserProfiles: tn.profilesLocked(),
@@ -307,14 +334,16 @@ func (tn *Tailnet) sendMemberLocked(m *member) {
 // sendFiltersLocked sends every node its packet filter.
 func (tn *Tailnet) sendFiltersLocked() {
 	for s := range tn.streams {
-		s.push(&tailcfg.MapResponse{PacketFilters: tn.filtersLocked(s.m)})
+		if !s.m.silent {
+			s.push(&tailcfg.MapResponse{PacketFilters: tn.filtersLocked(s.m)})
+		}
 	}
 }
 
-// filtersLocked is a node's packet filter: everybody may reach it, and has the
+// filtersLocked is a node's packet filter: who may reach it, and who has the
 // capabilities granted.
 func (tn *Tailnet) filtersLocked(m *member) map[string][]tailcfg.FilterRule {
-	rules := slices.Clone(tailcfg.FilterAllowAll)
+	rules := tn.reachLocked(m)
 	for _, g := range tn.grants {
 		sources := tn.addressesLocked(g.src)
 		if len(sources) == 0 {
@@ -331,6 +360,58 @@ func (tn *Tailnet) filtersLocked(m *member) map[string][]tailcfg.FilterRule {
 	return map[string][]tailcfg.FilterRule{"base": rules}
 }
 
+// reachLocked are the rules of who may reach a node: everybody may, but for
+// those whom Restrict names.
+func (tn *Tailnet) reachLocked(m *member) []tailcfg.FilterRule {
+	if len(tn.reach) == 0 {
+		return slices.Clone(tailcfg.FilterAllowAll)
+	}
+	var rules []tailcfg.FilterRule
+	for _, other := range tn.members {
+		if other.removed {
+			continue
+		}
+		rule := tailcfg.FilterRule{SrcIPs: texts(other.node.Addresses)}
+		for _, dst := range texts(m.node.Addresses) {
+			for _, ports := range tn.portsLocked(other) {
+				rule.DstPorts = append(rule.DstPorts, tailcfg.NetPortRange{IP: dst, Ports: ports})
+			}
+		}
+		if len(rule.DstPorts) > 0 {
+			rules = append(rules, rule)
+		}
+	}
+	slices.SortFunc(rules, func(a, b tailcfg.FilterRule) int { return slices.Compare(a.SrcIPs, b.SrcIPs) })
+	return rules
+}
+
+// portsLocked are the ports that a device may reach.
+func (tn *Tailnet) portsLocked(m *member) []tailcfg.PortRange {
+	restricted := false
+	var open []tailcfg.PortRange
+	for src, ports := range tn.reach {
+		if !m.answersTo(src) {
+			continue
+		}
+		restricted = true
+		for _, p := range ports {
+			open = append(open, tailcfg.PortRange{First: p, Last: p})
+		}
+	}
+	if !restricted {
+		return []tailcfg.PortRange{tailcfg.PortRangeAny}
+	}
+	return open
+}
+
+func texts(prefixes []netip.Prefix) []string {
+	var list []string
+	for _, p := range prefixes {
+		list = append(list, p.String())
+	}
+	return list
+}
+
 // addressesLocked are the addresses of the devices that src names.
 func (tn *Tailnet) addressesLocked(src string) []string {
 	if src == "*" {
@@ -341,9 +422,7 @@ func (tn *Tailnet) addressesLocked(src string) []string {
 		if m.removed || !m.answersTo(src) {
 			continue
 		}
-		for _, a := range m.node.Addresses {
-			addrs = append(addrs, a.String())
-		}
+		addrs = append(addrs, texts(m.node.Addresses)...)
 	}
 	slices.Sort(addrs)
 	return addrs

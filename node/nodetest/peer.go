@@ -15,6 +15,7 @@ import (
 	"tailscale.com/ipn/store/mem"
 	"tailscale.com/tsnet"
 	"tailscale.com/types/logger"
+	"tailscale.com/wgengine/filter"
 )
 
 // Peer is a joined device.
@@ -22,6 +23,8 @@ type Peer struct {
 	// Name is its name in the tailnet.
 	Name string
 	srv  *tsnet.Server
+
+	filter *filter.Filter // what Silence has taken away; the Tailnet's mu guards it
 
 	resetting sync.Mutex // held by DialReset
 }
@@ -111,6 +114,44 @@ func knows(status *ipnstate.Status, host string) bool {
 func (p *Peer) Addr() netip.Addr {
 	ip4, _ := p.srv.TailscaleIPs()
 	return ip4
+}
+
+// Silence lets no packet into a device and none out, as when it has crashed,
+// sleeps or is out of reach: nothing is closed and nobody is told. The device
+// hears nothing of the tailnet until Wake, either.
+func (tn *Tailnet) Silence(p *Peer) error {
+	tn.mu.Lock()
+	defer tn.mu.Unlock()
+	m, err := tn.memberLocked(p.Name)
+	if err != nil {
+		return err
+	}
+	m.silent = true
+	tun := p.srv.Sys().Tun.Get()
+	p.filter = tun.GetFilter()
+	for range 20 {
+		tun.SetFilter(nil)
+		time.Sleep(lookAgain) // a map that was on its way may put a filter back
+	}
+	return nil
+}
+
+// Wake ends Silence.
+func (tn *Tailnet) Wake(p *Peer) error {
+	tn.mu.Lock()
+	defer tn.mu.Unlock()
+	m, err := tn.memberLocked(p.Name)
+	if err != nil {
+		return err
+	}
+	m.silent = false
+	p.srv.Sys().Tun.Get().SetFilter(p.filter)
+	for s := range tn.streams {
+		if s.m == m {
+			s.push(tn.wholeMapLocked(m)) // for what has changed since
+		}
+	}
+	return nil
 }
 
 // Close lets the device leave. Closing it again does nothing.

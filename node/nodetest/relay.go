@@ -19,6 +19,7 @@ import (
 type relay struct {
 	derp *derpserver.Server
 	web  *httptest.Server
+	gate *gate // the web server's listener
 	stun *net.UDPConn
 	wg   sync.WaitGroup
 }
@@ -31,6 +32,8 @@ func startRelay() (*relay, error) {
 	r := &relay{derp: derpserver.New(key.NewNode(), logger.Discard), stun: conn}
 	r.web = httptest.NewUnstartedServer(derpserver.Handler(r.derp))
 	r.web.Config.ErrorLog = log.New(discard{}, "", 0)
+	r.gate = newGate(r.web.Listener)
+	r.web.Listener = r.gate
 	r.web.StartTLS()
 	r.wg.Go(r.serveSTUN)
 	return r, nil

@@ -8,9 +8,8 @@
 //
 // The control plane answers the nodes' map requests itself, which gives it
 // what testcontrol alone has no words for: who owns a device, what a source is
-// granted, a device that expires or is removed. It knows no ACLs: everybody
-// may reach every port of everybody. Registration, and the protocol below,
-// are testcontrol's.
+// granted, which ports it may reach, a device that expires or is removed.
+// Registration, and the protocol below, are testcontrol's.
 package nodetest
 
 import (
@@ -23,7 +22,9 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"sync"
+	"time"
 
 	"tailscale.com/envknob"
 	"tailscale.com/net/netns"
@@ -48,9 +49,12 @@ type Options struct {
 	// AuthKey is the only auth key that admits a node; empty admits any,
 	// and none.
 	AuthKey string
-	// NeedLogin makes every node wait for a person at its login URL, which
-	// nobody opens. No device can be joined then.
+	// NeedLogin makes every node wait for a person at its login URL, as whom
+	// OpenLogin acts. No device can be joined then.
 	NeedLogin bool
+	// NeedApproval makes every node wait for Approve. No device can be
+	// joined then.
+	NeedApproval bool
 	// NoHTTPS has the tailnet give no certificates.
 	NoHTTPS bool
 }
@@ -71,8 +75,13 @@ type Tailnet struct {
 	devices map[string]Device // by host name, before and after they join
 	members map[key.NodePublic]*member
 	grants  []grant
+	reach   map[string][]uint16 // by source, as Restrict; no entry = every port
 	streams map[*stream]bool
 	peers   []*Peer
+
+	limit   time.Duration // > 0: registrations are answered 429, see LimitLogins
+	tries   int           // how many were
+	failing int           // the HTTP status that all requests are answered with; 0 = none
 }
 
 // stayLocal sets the knobs once: nodes of an earlier Tailnet may be reading them.
@@ -111,6 +120,7 @@ func Start(opts Options) (*Tailnet, error) {
 		users:   map[string]tailcfg.UserID{},
 		devices: map[string]Device{},
 		members: map[key.NodePublic]*member{},
+		reach:   map[string][]uint16{},
 		streams: map[*stream]bool{},
 	}
 	tn.control = &testcontrol.Server{
@@ -120,6 +130,8 @@ func Start(opts Options) (*Tailnet, error) {
 		RequireAuth:     opts.NeedLogin,
 		ExplicitBaseURL: "http://" + ln.Addr().String(),
 		AltMapStream:    tn.serveMap,
+
+		MaybeRateLimitRegister: tn.limitRegister,
 	}
 	tn.web = &http.Server{
 		Handler:  http.HandlerFunc(tn.serveHTTP),
@@ -142,8 +154,69 @@ func (tn *Tailnet) AuthKey() string {
 // other.
 func (tn *Tailnet) CutControl() { tn.gate.cut() }
 
+// HangControl closes the connections to the coordination server; new ones are
+// accepted and never answered.
+func (tn *Tailnet) HangControl() { tn.gate.hang() }
+
 // RestoreControl brings the coordination server back.
 func (tn *Tailnet) RestoreControl() { tn.gate.restore() }
+
+// FailControl has the coordination server answer every request with this HTTP
+// status; 0 ends it.
+func (tn *Tailnet) FailControl(status int) {
+	tn.mu.Lock()
+	defer tn.mu.Unlock()
+	tn.failing = status
+}
+
+// LimitLogins has the coordination server answer registrations with 429 Too
+// Many Requests, to be tried again after a time of whole seconds, until
+// AllowLogins. The answer's text quotes the key, as Tailscale's server does
+// where it refuses one.
+func (tn *Tailnet) LimitLogins(retryAfter time.Duration) {
+	tn.mu.Lock()
+	defer tn.mu.Unlock()
+	tn.limit, tn.tries = retryAfter, 0
+}
+
+// AllowLogins ends LimitLogins.
+func (tn *Tailnet) AllowLogins() {
+	tn.mu.Lock()
+	defer tn.mu.Unlock()
+	tn.limit = 0
+}
+
+// TurnedAway is how many registrations LimitLogins has turned away.
+func (tn *Tailnet) TurnedAway() int {
+	tn.mu.Lock()
+	defer tn.mu.Unlock()
+	return tn.tries
+}
+
+func (tn *Tailnet) limitRegister() (reject bool, retryAfter, msg string) {
+	tn.mu.Lock()
+	defer tn.mu.Unlock()
+	if tn.limit == 0 {
+		return false, "", ""
+	}
+	tn.tries++
+	return true, strconv.Itoa(int(tn.limit.Seconds())), "too many registrations with " + tn.AuthKey()
+}
+
+// OpenLogin is a person who opens a node's login URL and lets it in.
+func (tn *Tailnet) OpenLogin(url string) error {
+	if !tn.control.CompleteAuth(url) {
+		return fmt.Errorf("nobody has the login URL %s", url)
+	}
+	return nil
+}
+
+// CutRelay closes the connections to the relay, and new ones as they come.
+// Nodes with a direct path go on talking to each other.
+func (tn *Tailnet) CutRelay() { tn.relay.gate.cut() }
+
+// RestoreRelay brings the relay back.
+func (tn *Tailnet) RestoreRelay() { tn.relay.gate.restore() }
 
 // Close closes the devices that Join started, and then the tailnet.
 func (tn *Tailnet) Close() error {
@@ -165,6 +238,13 @@ func (tn *Tailnet) Close() error {
 
 // serveHTTP passes on what nodes ask for. testcontrol panics on the rest.
 func (tn *Tailnet) serveHTTP(w http.ResponseWriter, r *http.Request) {
+	tn.mu.Lock()
+	failing := tn.failing
+	tn.mu.Unlock()
+	if failing != 0 {
+		http.Error(w, http.StatusText(failing), failing)
+		return
+	}
 	switch r.URL.Path {
 	case "/key", "/ts2021", "/generate_204":
 		tn.serving.Add(1)
@@ -187,9 +267,10 @@ func (discard) Write(p []byte) (int, error) { return len(p), nil }
 // connections it let in, also those that were hijacked.
 type gate struct {
 	net.Listener
-	mu   sync.Mutex
-	shut bool
-	open map[net.Conn]bool
+	mu      sync.Mutex
+	shut    bool
+	hanging bool // shut, and new connections stay open unanswered
+	open    map[net.Conn]bool
 }
 
 func newGate(ln net.Listener) *gate {
@@ -202,33 +283,41 @@ func (g *gate) Accept() (net.Conn, error) {
 		if err != nil {
 			return nil, err
 		}
-		g.mu.Lock()
-		shut := g.shut
-		if !shut {
-			g.open[c] = true
-		}
-		g.mu.Unlock()
-		if !shut {
+		if g.letIn(c) {
 			return &gateConn{Conn: c, g: g}, nil
 		}
-		c.Close()
 	}
 }
 
-func (g *gate) cut() {
+// letIn reports whether the connection is to be served. Otherwise it is closed,
+// or left open till the gate is shut or opened again.
+func (g *gate) letIn(c net.Conn) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.shut = true
-	for c := range g.open {
+	if g.shut && !g.hanging {
 		c.Close()
+		return false
 	}
-	clear(g.open)
+	g.open[c] = true
+	return !g.shut
 }
 
-func (g *gate) restore() {
+func (g *gate) cut()     { g.set(true, false) }
+func (g *gate) hang()    { g.set(true, true) }
+func (g *gate) restore() { g.set(false, false) }
+
+// set shuts or opens the gate. Whatever is open when it is shut is closed, and
+// so is what was left unanswered.
+func (g *gate) set(shut, hanging bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.shut = false
+	if shut || g.hanging {
+		for c := range g.open {
+			c.Close()
+		}
+		clear(g.open)
+	}
+	g.shut, g.hanging = shut, hanging
 }
 
 type gateConn struct {
