@@ -26,6 +26,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"os"
 	"os/signal"
 	"regexp"
@@ -46,6 +47,7 @@ import (
 	"golang.org/x/term"
 
 	"pgproxy/node"
+	"pgproxy/node/loopback"
 	"pgproxy/policy"
 	"pgproxy/upstream"
 	"pgproxy/wire"
@@ -182,7 +184,7 @@ func (c *config) declare(command string) {
 	fs.StringVar(&c.authKeyFile, "authkey-file", "", "`file` with the auth key; otherwise TS_AUTHKEY, TS_CLIENT_SECRET and the like")
 	fs.Var(list(&c.advertiseTags, node.CheckTag), "advertise-tags", "`tags` to ask for, comma-separated, e.g. tag:pgproxy")
 	fs.BoolVar(&c.ephemeral, "ephemeral", false, "let the tailnet forget the node when it is gone")
-	fs.Var(checked(&c.devListen, "", loopbackOnly), "dev-listen", "serve this loopback `address` INSTEAD OF A TAILNET, to try things: everybody is -dev-user")
+	fs.Var(checked(&c.devListen, "", loopback.Check), "dev-listen", "serve this loopback `address` INSTEAD OF A TAILNET, to try things: everybody is -dev-user")
 	fs.StringVar(&c.devUser, "dev-user", "dev@localhost", "`login` of all callers of -dev-listen")
 	fs.StringVar(&c.devNode, "dev-node", hostname, "device `name` of all callers of -dev-listen")
 	fs.StringVar(&c.upstreamDSN, "upstream", "", "`connection string` of PostgreSQL, a URL or keywords; required. Its password may also come by PGPASSWORD or a pass file")
@@ -372,19 +374,6 @@ func checkContact(text string) error {
 		return errors.New("not a line of at most 200 bytes")
 	}
 	return nil
-}
-
-// loopbackOnly refuses an address that others could reach: whoever reaches
-// -dev-listen is let in.
-func loopbackOnly(address string) error {
-	if err := checkAddress(address); err != nil {
-		return err
-	}
-	host, _, _ := net.SplitHostPort(address)
-	if ip, err := netip.ParseAddr(host); host == "localhost" || err == nil && ip.IsLoopback() {
-		return nil
-	}
-	return fmt.Errorf("%q is not a loopback address (127.0.0.1, [::1] or localhost), and whoever reaches it is let in", address)
 }
 
 // printHelp lists the flags with their variables and defaults.
@@ -582,6 +571,7 @@ type proxy struct {
 	tls      *tls.Config // nil = off; without a certificate yet for -tls tailnet
 	state    node.State  // as checkPlaces found it
 	unread   sync.Map    // text of grants that could not be read, each logged once
+	serving  atomic.Bool // there are clients, or could be
 }
 
 // inForce is the policy as it was read last.
@@ -652,7 +642,7 @@ func (p *proxy) checkPlaces() error {
 		}
 		open = append(open, ln)
 	}
-	listen("-dev-listen", p.devListen, loopbackOnly)
+	listen("-dev-listen", p.devListen, loopback.Check)
 	listen("-health-listen", p.healthListen, checkAddress)
 	if p.devListen == "" {
 		var err error
@@ -788,131 +778,102 @@ func serve(ctx context.Context, c *config, _, stderr io.Writer) error {
 	}
 	defer judge.Close()
 	p.warnOfFallback()
-	place, err := p.join(ctx)
+	at, err := p.place()
 	if err != nil {
 		return err
 	}
-	defer place.close()
-	srv := p.server(place, records, judge)
-	return p.run(ctx, srv, place, records)
+	defer at.Close()
+	return p.run(ctx, p.server(at, records, judge), at, records)
 }
 
-// place is where clients come from: the tailnet, or this machine's loopback.
-type place struct {
-	whoIs   func(context.Context, net.Addr) (policy.Caller, error)
-	ready   func() error
-	watch   func(context.Context, func()) // returns when its context ends
-	clients net.Listener
-	debug   net.Listener // nil = off
-	names   []string     // in the DNS, for the status page
-	close   func()
+// place is where clients come from: a *node.Node of the tailnet, or this
+// machine's *loopback.Node.
+type place interface {
+	Up(context.Context) error
+	Ready() error
+	Notes() []string
+	Names() (dnsName string, addrs []netip.Addr)
+	Listen(port int) (net.Listener, error)
+	WhoIs(ctx context.Context, remote net.Addr, port int) (policy.Caller, error)
+	Watch(ctx context.Context, changed func())
+	GetCertificate(*tls.ClientHelloInfo) (*tls.Certificate, error)
+	Close() error
 }
 
-// join joins the tailnet, or takes its place with -dev-listen.
-func (p *proxy) join(ctx context.Context) (*place, error) {
-	if p.devListen != "" {
-		return p.joinNobody()
+// place prepares the node, or what takes its place with -dev-listen.
+func (p *proxy) place() (place, error) {
+	if p.devListen == "" {
+		return node.New(node.Config{
+			Hostname:      p.hostname,
+			StateDir:      p.stateDir,
+			ControlURL:    p.controlURL,
+			AuthKey:       p.authKey,
+			AdvertiseTags: p.advertiseTags,
+			Ephemeral:     p.ephemeral,
+			Capability:    p.capability,
+			Logger:        p.log,
+			Verbose:       p.logLevel == "debug",
+		})
 	}
-	n, err := node.Start(ctx, node.Config{
-		Hostname:      p.hostname,
-		StateDir:      p.stateDir,
-		ControlURL:    p.controlURL,
-		AuthKey:       p.authKey,
-		AdvertiseTags: p.advertiseTags,
-		Ephemeral:     p.ephemeral,
-		Capability:    p.capability,
-		Logger:        p.log,
-		Verbose:       p.logLevel == "debug",
-	})
+	host, port, err := net.SplitHostPort(p.devListen)
+	if err == nil {
+		p.port, err = net.LookupPort("tcp", port)
+	}
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("-dev-listen: %w", err)
 	}
-	at, err := p.listen(n)
-	if err != nil {
-		n.Close()
-		return nil, err
-	}
-	return at, nil
+	return &loopback.Node{Host: host, Caller: policy.CallerNamed(p.devUser, p.devNode)}, nil
 }
 
-// listen opens the node's ports, and fetches its certificate if clients are to
-// see one.
-func (p *proxy) listen(n *node.Node) (*place, error) {
-	name, _ := n.Names()
-	at := &place{whoIs: whoIsOf(n), ready: n.Ready, watch: n.Watch, names: []string{name}, close: func() { n.Close() }}
-	var err error
-	if p.config.tls == "tailnet" {
-		if _, err := n.GetCertificate(nil); err != nil {
-			return nil, err
-		}
-		p.tls.GetCertificate = n.GetCertificate
-	}
-	if at.clients, err = n.Listen(p.port); err != nil {
-		return nil, err
-	}
-	if p.debugPort != 0 {
-		at.debug, err = n.Listen(p.debugPort)
-	}
-	return at, err
-}
-
-// whoIsOf marks the failures that say nothing about the caller, so that live
-// sessions go on with what was known.
-func whoIsOf(n *node.Node) func(context.Context, net.Addr) (policy.Caller, error) {
+// whoIs says who is at an address and may reach one of our ports. It marks the
+// failures that say nothing about the caller, so that live sessions go on with
+// what was known.
+func whoIs(at place, port int) func(context.Context, net.Addr) (policy.Caller, error) {
 	return func(ctx context.Context, remote net.Addr) (policy.Caller, error) {
-		caller, err := n.WhoIs(ctx, remote)
-		if err != nil && !errors.Is(err, node.ErrNobody) {
+		caller, err := at.WhoIs(ctx, remote, port)
+		if _, refused := errors.AsType[*policy.Refusal](err); err != nil && !refused && !errors.Is(err, node.ErrNobody) {
 			err = fmt.Errorf("%w: %w", wire.ErrUnavailable, err)
 		}
 		return caller, err
 	}
 }
 
-// joinNobody serves loopback, where everybody is -dev-user.
-func (p *proxy) joinNobody() (*place, error) {
-	ln, err := net.Listen("tcp", p.devListen)
-	if err != nil {
-		return nil, fmt.Errorf("-dev-listen: %w", err)
+// listen joins the tailnet and opens the ports for clients and for the status
+// page, which may be nil. It fetches the node's certificate first if clients are
+// to see one.
+func (p *proxy) listen(ctx context.Context, at place) (clients, page net.Listener, err error) {
+	if err := at.Up(ctx); err != nil {
+		return nil, nil, err
 	}
-	if err := loopbackOnly(ln.Addr().String()); err != nil { // what "localhost" came out as
-		ln.Close()
-		return nil, fmt.Errorf("-dev-listen: %w", err)
+	if p.config.tls == "tailnet" {
+		if _, err := at.GetCertificate(nil); err != nil {
+			return nil, nil, err
+		}
+		p.tls.GetCertificate = at.GetCertificate
 	}
-	p.log.Warn("DEVELOPMENT MODE: NO TAILNET, NO IDENTITY. Whoever reaches this address is let in as one user",
-		"address", ln.Addr().String(), "user", p.devUser, "node", p.devNode)
-	return &place{
-		whoIs: func(_ context.Context, remote net.Addr) (policy.Caller, error) {
-			caller := policy.CallerNamed(p.devUser, p.devNode)
-			caller.Addr = remote.String()
-			return caller, nil
-		},
-		ready:   func() error { return nil },
-		watch:   func(ctx context.Context, _ func()) { <-ctx.Done() },
-		clients: ln,
-		debug:   p.listenDebug(ln),
-		close:   func() {},
-	}, nil
-}
-
-// listenDebug opens the port of the status page beside the clients' port, where
-// there is no tailnet. The default, 80, is not everybody's to open, and no
-// reason not to try the rest.
-func (p *proxy) listenDebug(clients net.Listener) net.Listener {
+	if clients, err = at.Listen(p.port); err != nil {
+		return nil, nil, err
+	}
+	if p.devListen != "" {
+		p.log.Warn("DEVELOPMENT MODE: NO TAILNET, NO IDENTITY. Whoever reaches this address is let in as one user",
+			"address", clients.Addr().String(), "user", p.devUser, "node", p.devNode)
+	}
 	if p.debugPort == 0 {
-		return nil
+		return clients, nil, nil
 	}
-	host, _, _ := net.SplitHostPort(clients.Addr().String()) // it comes from a listener
-	ln, err := net.Listen("tcp", net.JoinHostPort(host, strconv.Itoa(p.debugPort)))
-	if err != nil {
+	page, err = at.Listen(p.debugPort)
+	if err != nil && p.devListen != "" {
+		// The default, 80, is not everybody's to open there, and no reason not
+		// to try the rest.
 		p.log.Info("no status page; -debug-port with a free port above 1023 gives one", "err", err)
-		return nil
+		return clients, nil, nil
 	}
-	return ln
+	return clients, page, err
 }
 
-func (p *proxy) server(at *place, records *audit.Writer, judge *policy.Judge) *wire.Server {
+func (p *proxy) server(at place, records *audit.Writer, judge *policy.Judge) *wire.Server {
 	return &wire.Server{
-		WhoIs:              at.whoIs,
+		WhoIs:              whoIs(at, p.port),
 		Rules:              p.rule,
 		Dial:               p.dial,
 		Judge:              judge,
@@ -933,24 +894,48 @@ func (p *proxy) server(at *place, records *audit.Writer, judge *policy.Judge) *w
 }
 
 // run serves until ctx ends, then drains. It waits for all that it starts.
-func (p *proxy) run(ctx context.Context, srv *wire.Server, at *place, records *audit.Writer) error {
+func (p *proxy) run(ctx context.Context, srv *wire.Server, at place, records *audit.Writer) error {
 	background, cancel := context.WithCancel(context.Background()) // outlives ctx by the drain
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
 	defer cancel()
 
-	if err := p.serveHTTPs(background, &tasks, srv, at, records); err != nil {
-		return err
-	}
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
 	tasks.Go(func() { p.reload(background, hangups, srv, records) })
-	tasks.Go(func() { at.watch(background, func() { srv.Recheck(background) }) })
+	// Joining may wait for a person. Whoever watches the process learns
+	// meanwhile that it lives, and what it waits for.
+	reach := health.NewProbe(10*time.Second, p.reachUpstream)
+	tasks.Go(func() { reach.Watch(background) })
+	ops := p.ops(srv, at, records, reach)
+	if p.healthListen != "" {
+		ln, err := net.Listen("tcp", p.healthListen)
+		if err != nil {
+			return fmt.Errorf("-health-listen: %w", err)
+		}
+		p.log.Info("health", "address", ln.Addr().String())
+		tasks.Go(func() { health.Serve(background, ln, ops, p.log) })
+	}
+	clients, page, err := p.listen(ctx, at)
+	if err != nil && ctx.Err() != nil {
+		p.log.Info("stopped before there were clients", "err", err)
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	if page != nil {
+		srv.StatusPage = p.pageURL(at, page)
+		p.log.Info("status page", "address", page.Addr().String(), "url", srv.StatusPage)
+		tasks.Go(func() { health.Serve(background, page, p.page(srv, at, reach, ops), p.log) })
+	}
+	tasks.Go(func() { at.Watch(background, func() { srv.Recheck(background) }) })
 
 	served := make(chan error, 1)
-	tasks.Go(func() { served <- srv.Serve(at.clients) })
-	p.log.Info("serving", "address", at.clients.Addr().String(), "upstream", p.upstream.Describe(), "version", version())
+	tasks.Go(func() { served <- srv.Serve(clients) })
+	p.serving.Store(true)
+	p.log.Info("serving", "address", clients.Addr().String(), "upstream", p.upstream.Describe(), "version", version())
 	select {
 	case err := <-served:
 		srv.Close()
@@ -965,6 +950,26 @@ func (p *proxy) run(ctx context.Context, srv *wire.Server, at *place, records *a
 	}
 	p.log.Info("stopped")
 	return nil
+}
+
+// pageURL is where people find the status page.
+func (p *proxy) pageURL(at place, ln net.Listener) string {
+	host, port, _ := net.SplitHostPort(ln.Addr().String()) // it comes from a listener
+	if name, addrs := at.Names(); name != "" {
+		host = name
+	} else if len(addrs) > 0 {
+		host = addrs[0].String()
+	}
+	return (&url.URL{Scheme: "http", Host: strings.TrimSuffix(net.JoinHostPort(host, port), ":80"), Path: "/"}).String()
+}
+
+// page is the status page.
+func (p *proxy) page(srv *wire.Server, at place, reach *health.Probe, ops http.Handler) http.Handler {
+	name, _ := at.Names()
+	return (&status.Page{
+		Name: p.hostname, Hosts: []string{name}, Upstream: p.upstream.Describe(), Notes: at.Notes,
+		Server: srv, WhoIs: whoIs(at, p.debugPort), Rules: p.rule, Reach: reach.Last, Ops: ops, Logger: p.log,
+	}).Handler()
 }
 
 // reload reopens the audit log and reads the policy again on each SIGHUP.
@@ -988,37 +993,19 @@ func (p *proxy) reload(ctx context.Context, hangups <-chan os.Signal, srv *wire.
 	}
 }
 
-// serveHTTPs starts the HTTP listeners: one for probes and scrapes on a plain
-// address, and one on the tailnet, which shows people their sessions, too.
-func (p *proxy) serveHTTPs(ctx context.Context, tasks *sync.WaitGroup, srv *wire.Server, at *place, records *audit.Writer) error {
+// ops serves probes and scrapes.
+func (p *proxy) ops(srv *wire.Server, at place, records *audit.Writer, reach *health.Probe) http.Handler {
 	registry := prometheus.NewRegistry()
 	registry.MustRegister(srv.Collectors()...)
 	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	reach := health.NewProbe(10*time.Second, p.reachUpstream)
-	handler := health.Handler(registry,
-		health.Check{Name: "tailnet", Run: func(context.Context) error { return at.ready() }},
+	return health.Handler(registry,
+		health.Check{Name: "tailnet", Run: func(context.Context) error { return at.Ready() }, Tell: true, Notes: at.Notes},
+		health.Check{Name: "not serving yet", Run: func(context.Context) error { return unless(!p.serving.Load()) }},
 		health.Check{Name: "audit log", Run: func(context.Context) error { return records.Healthy() }},
 		health.Check{Name: "draining", Run: func(context.Context) error { return unless(srv.Draining()) }},
 		health.Check{Name: "too many sessions", Run: func(context.Context) error { return unless(srv.Full()) }},
 		reach.Check("upstream"),
 	)
-	if p.healthListen != "" {
-		ln, err := net.Listen("tcp", p.healthListen)
-		if err != nil {
-			return fmt.Errorf("-health-listen: %w", err)
-		}
-		tasks.Go(func() { p.serveHTTP(ctx, ln, handler) })
-	}
-	if at.debug != nil {
-		page := &status.Page{
-			Name: p.hostname, Hosts: at.names, Upstream: p.upstream.Describe(),
-			Server: srv, WhoIs: at.whoIs, Rules: p.rule, Reach: reach.Last, Ops: handler, Logger: p.log,
-		}
-		tasks.Go(func() { p.serveHTTP(ctx, at.debug, page.Handler()) })
-		p.log.Info("status page", "address", at.debug.Addr().String())
-	}
-	tasks.Go(func() { reach.Watch(ctx) })
-	return nil
 }
 
 var errNotReady = errors.New("not ready")
@@ -1045,32 +1032,6 @@ func (p *proxy) greet(ctx context.Context, login *upstream.Config, database stri
 	ctx, cancel := context.WithTimeout(ctx, p.connectTimeout)
 	defer cancel()
 	return login.Greet(ctx, database)
-}
-
-// serveHTTP serves until ctx ends, and what is under way for a second more.
-func (p *proxy) serveHTTP(ctx context.Context, ln net.Listener, handler http.Handler) {
-	srv := &http.Server{
-		Handler:           handler,
-		ReadHeaderTimeout: 10 * time.Second,
-		ReadTimeout:       30 * time.Second,
-		WriteTimeout:      2 * time.Minute, // a profile takes its time
-		IdleTimeout:       time.Minute,
-		ErrorLog:          slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
-	}
-	stopped := make(chan struct{})
-	go func() {
-		defer close(stopped)
-		<-ctx.Done()
-		grace, cancel := context.WithTimeout(context.Background(), time.Second)
-		defer cancel()
-		if srv.Shutdown(grace) != nil {
-			srv.Close()
-		}
-	}()
-	if err := srv.Serve(ln); !errors.Is(err, http.ErrServerClosed) {
-		p.log.Error("HTTP listener ended", "address", ln.Addr().String(), "err", err)
-	}
-	<-stopped
 }
 
 // check says what would be in force, or all that is wrong: with what serving

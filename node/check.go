@@ -57,13 +57,13 @@ type State struct {
 	Dir string
 	// Saved says that a node has joined with this state before, and needs no key.
 	Saved bool
-	// Open says that others can look into the directory. Start closes it, if it
+	// Open says that others can look into the directory. New closes it, if it
 	// may.
 	Open bool
 }
 
 // CheckState looks at a state directory, "" being tsnet's default, and makes or
-// changes nothing. The error says why [Start] could not use it.
+// changes nothing. The error says why [New] could not use it.
 func CheckState(dir string) (State, error) {
 	dir, err := stateDirPath(dir)
 	if err != nil {

@@ -31,16 +31,11 @@ import (
 	"tailscale.com/tailcfg"
 	"tailscale.com/tsnet"
 	"tailscale.com/types/logger"
+	"tailscale.com/util/dnsname"
 )
 
 const (
 	defaultHostname = "pgproxy"
-
-	// upTimeout is how long joining may take when nobody has to do anything.
-	upTimeout = time.Minute
-	// loginTimeout is how long joining may take when a person has to open
-	// the login URL first.
-	loginTimeout = 10 * time.Minute
 
 	// localAPITimeout bounds a question to our own tsnet server, which
 	// answers from memory.
@@ -75,8 +70,9 @@ type Config struct {
 	// Capability names the app capability whose values WhoIs returns as
 	// grants; empty means none.
 	Capability string
-	// UpTimeout bounds joining; zero means one minute, or ten where a person
-	// has to log the node in.
+	// UpTimeout bounds joining; zero means that Up waits until it is told to
+	// stop. A program that ends and is started again asks the coordination
+	// server more often than one that waits.
 	UpTimeout time.Duration
 	// Logger is where the node reports; nil means slog.Default.
 	Logger *slog.Logger
@@ -84,29 +80,38 @@ type Config struct {
 	Verbose bool
 }
 
-// Node is a joined node of the tailnet. Its methods are safe for concurrent
-// use. The caller of [Start] owns it and must close it.
+// Node is a node of the tailnet. Its methods are safe for concurrent use; but
+// for Up, Ready and Close they are for a node that is up. The caller of [New]
+// owns it and must close it.
 type Node struct {
 	srv        *tsnet.Server
-	lc         *local.Client
+	newServer  func() *tsnet.Server // one that failed to start cannot start again
+	lc         *local.Client        // set by Up
 	capability tailcfg.PeerCapability
 	log        *slog.Logger
-	dnsName    string
+	mask       mask
+	upTimeout  time.Duration
+	dnsName    string // set by Up
 	ips        []netip.Addr
 
+	// probeEvery is how often joining asks whether the coordination server is
+	// there at all, while that is not known.
+	probeEvery time.Duration
 	// controlGrace is how long the coordination server may be out of reach
 	// before Watch says so: streams break and come back all the time.
 	controlGrace time.Duration
 
 	mu sync.Mutex
+	// waitsFor is what Up waits for; empty once the node is up.
+	waitsFor string
 	// nextExpiry is the earliest moment at which the key of a peer that
 	// WhoIs has answered for expires; zero means none is known.
 	nextExpiry time.Time
 }
 
-// Start joins the tailnet and returns when the node is up. On failure the
-// error says what the node was waiting for; it never holds a key.
-func Start(ctx context.Context, cfg Config) (*Node, error) {
+// New prepares a node, which is then to be brought up. It sees to the state
+// directory and reaches for nothing else.
+func New(cfg Config) (*Node, error) {
 	cfg.Hostname = cmp.Or(cfg.Hostname, defaultHostname)
 	cfg.Logger = cmp.Or(cfg.Logger, slog.Default())
 	dir, err := stateDir(cfg.StateDir, cfg.Logger)
@@ -119,12 +124,20 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 			return nil, fmt.Errorf("state: %w", err)
 		}
 	}
-	how := howToJoin(cfg)
-	how.report(cfg.Logger)
+	howToJoin(cfg).report(cfg.Logger)
 
 	hostinfo.SetApp("pgproxy")
 	n := &Node{
-		srv: &tsnet.Server{
+		capability:   tailcfg.PeerCapability(cfg.Capability),
+		log:          cfg.Logger,
+		mask:         newMask(cfg.AuthKey),
+		upTimeout:    cfg.UpTimeout,
+		probeEvery:   10 * time.Second,
+		controlGrace: 10 * time.Second,
+		waitsFor:     stillJoining,
+	}
+	n.newServer = func() *tsnet.Server {
+		srv := &tsnet.Server{
 			Dir:           dir,
 			Store:         cfg.Store,
 			Hostname:      cfg.Hostname,
@@ -132,32 +145,26 @@ func Start(ctx context.Context, cfg Config) (*Node, error) {
 			AuthKey:       cfg.AuthKey,
 			AdvertiseTags: cfg.AdvertiseTags,
 			Ephemeral:     cfg.Ephemeral,
-			UserLogf:      debugLogf(cfg.Logger),
-		},
-		capability:   tailcfg.PeerCapability(cfg.Capability),
-		log:          cfg.Logger,
-		controlGrace: 10 * time.Second,
+			UserLogf:      n.debugf,
+		}
+		if cfg.Verbose {
+			srv.Logf = n.debugf
+		}
+		return srv
 	}
-	if cfg.Verbose {
-		n.srv.Logf = debugLogf(cfg.Logger)
-	}
-
-	ctx, cancel := context.WithTimeout(ctx, cmp.Or(cfg.UpTimeout, how.timeout()))
-	defer cancel()
-	status, err := n.up(ctx)
-	if err != nil {
-		return nil, redact(fmt.Errorf("joining the tailnet as %q: %w", cfg.Hostname, err), cfg.AuthKey)
-	}
-	n.dnsName = strings.TrimSuffix(status.Self.DNSName, ".")
-	n.ips = status.TailscaleIPs
-	n.log.Info("joined the tailnet", "name", n.dnsName, "addresses", n.ips)
-	n.warnIfUntagged(status.Self)
+	n.srv = n.newServer()
 	return n, nil
 }
 
 // Close leaves the tailnet: it closes the listeners and all that tsnet runs,
-// which takes a second or two. Connections that were accepted end with it.
-func (n *Node) Close() error { return n.srv.Close() }
+// which takes a second or two. Connections that were accepted end with it. It
+// must not be called while Up runs.
+func (n *Node) Close() error {
+	if n.lc == nil {
+		return nil // tsnet was never started
+	}
+	return n.srv.Close()
+}
 
 // Listen listens for TCP on the node's own tailnet addresses. The connections
 // it accepts know their RemoteAddr even when the peer has reset them.
@@ -174,20 +181,75 @@ func (n *Node) Listen(port int) (net.Listener, error) {
 // tailnet without MagicDNS.
 func (n *Node) Names() (dnsName string, addrs []netip.Addr) { return n.dnsName, n.ips }
 
+// stillJoining is what Ready says where nothing better is known.
+const stillJoining = "the node is joining the tailnet"
+
+// waitFor lets Ready say what the node waits for.
+func (n *Node) waitFor(what string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.waitsFor = what
+}
+
 // Ready returns nil while the node is part of the tailnet, and otherwise what
-// it is waiting for. A coordination server out of reach does not make the node
-// unready: it goes on with what it knows.
+// it is waiting for, in words that anybody may read. A coordination server out
+// of reach does not make a node unready that is up: it goes on with what it
+// knows.
 func (n *Node) Ready() error {
+	status, err := n.status()
+	switch {
+	case err != nil:
+		return err
+	case status.BackendState == ipn.NeedsLogin.String():
+		return errors.New("the node's key has expired or was revoked (NeedsLogin): somebody has to log it in again")
+	case status.BackendState != ipn.Running.String():
+		return fmt.Errorf("the node is %s", status.BackendState)
+	}
+	return nil
+}
+
+// status is tsnet's own view of a node that is up. The error says what a node
+// waits for that is not.
+func (n *Node) status() (*ipnstate.Status, error) {
+	n.mu.Lock()
+	waitsFor := n.waitsFor
+	n.mu.Unlock()
+	if waitsFor != "" {
+		return nil, errors.New(waitsFor)
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), localAPITimeout)
 	defer cancel()
 	status, err := n.lc.StatusWithoutPeers(ctx)
 	if err != nil {
-		return fmt.Errorf("tailnet: %w", err)
+		n.log.Warn("tsnet does not answer", "err", n.mask.err(err))
+		return nil, errors.New("the node does not answer")
 	}
-	if status.BackendState != ipn.Running.String() {
-		return fmt.Errorf("tailnet: node is %s", status.BackendState)
+	return status, nil
+}
+
+// Notes are what the operator should know of a node that is up and works, in
+// words that anybody may read.
+func (n *Node) Notes() []string {
+	status, err := n.status()
+	if err != nil || status.Self == nil {
+		return nil
+	}
+	if note := n.nameTaken(status.Self.DNSName); note != "" {
+		return []string{note}
 	}
 	return nil
+}
+
+// nameTaken says that the node has not got the name it asked for. The
+// coordination server then appends a number.
+func (n *Node) nameTaken(dnsName string) string {
+	name, _, _ := strings.Cut(dnsName, ".")
+	wanted := dnsname.SanitizeHostname(n.srv.Hostname)
+	number, ok := strings.CutPrefix(name, wanted+"-")
+	if _, err := strconv.ParseUint(number, 10, 32); !ok || err != nil {
+		return ""
+	}
+	return fmt.Sprintf("another node has the name %s, and this one is %s: who connects to %s does not reach this node", wanted, name, wanted)
 }
 
 // GetCertificate returns the certificate of the node's MagicDNS name, whatever
@@ -276,14 +338,14 @@ func stateDir(dir string, log *slog.Logger) (string, error) {
 	return dir, nil
 }
 
-// joining is what lets a node in: state saved earlier, a key, or a person.
-type joining struct{ saved, key bool }
+// admission is what lets a node in: state saved earlier, a key, or a person.
+type admission struct{ saved, key bool }
 
 // howToJoin looks for saved state in the store, and for a key where tsnet
 // would look for it.
-func howToJoin(cfg Config) joining {
+func howToJoin(cfg Config) admission {
 	profile, err := cfg.Store.ReadState(ipn.CurrentProfileStateKey)
-	how := joining{
+	how := admission{
 		saved: err == nil && len(profile) > 0,
 		key:   cfg.AuthKey != "",
 	}
@@ -293,41 +355,22 @@ func howToJoin(cfg Config) joining {
 	return how
 }
 
-func (j joining) report(log *slog.Logger) {
+func (a admission) report(log *slog.Logger) {
 	switch {
-	case j.saved && j.key:
+	case a.saved && a.key:
 		log.Info("joining the tailnet with saved state; the auth key is not needed and not used")
-	case j.saved:
+	case a.saved:
 		log.Info("joining the tailnet with saved state")
-	case j.key:
+	case a.key:
 		log.Info("joining the tailnet with an auth key")
 	default:
 		log.Info("joining the tailnet: no saved state and no auth key, so somebody has to log this node in")
 	}
 }
 
-func (j joining) timeout() time.Duration {
-	if j.saved || j.key {
-		return upTimeout
+// debugf is a logger.Logf for tsnet. It hides keys.
+func (n *Node) debugf(format string, args ...any) {
+	if n.log.Enabled(context.Background(), slog.LevelDebug) {
+		n.log.Debug(n.mask.text(strings.TrimSpace(fmt.Sprintf(format, args...))), "from", "tsnet")
 	}
-	return loginTimeout
-}
-
-// debugLogf returns a printf-like function that logs at debug level.
-func debugLogf(log *slog.Logger) logger.Logf {
-	return func(format string, args ...any) {
-		if !log.Enabled(context.Background(), slog.LevelDebug) {
-			return
-		}
-		log.Debug(strings.TrimSpace(fmt.Sprintf(format, args...)), "from", "tsnet")
-	}
-}
-
-// redact returns err without secret in its text. The wrapped error is dropped
-// where the text had to change.
-func redact(err error, secret string) error {
-	if text := err.Error(); secret != "" && strings.Contains(text, secret) {
-		return errors.New(strings.ReplaceAll(text, secret, "[auth key]"))
-	}
-	return err
 }

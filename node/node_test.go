@@ -62,12 +62,21 @@ func config(tn *nodetest.Test, log *logged) node.Config {
 	}
 }
 
+// up makes a node and brings it up.
+func up(ctx context.Context, cfg node.Config) (*node.Node, error) {
+	n, err := node.New(cfg)
+	if err == nil {
+		err = n.Up(ctx)
+	}
+	return n, err
+}
+
 func start(t *testing.T, cfg node.Config) *node.Node {
 	t.Helper()
 	if cfg.StateDir == "" {
 		cfg.StateDir = t.TempDir()
 	}
-	n, err := node.Start(t.Context(), cfg)
+	n, err := up(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -109,7 +118,7 @@ func connect(t *testing.T, p *nodetest.Peer, ln net.Listener, addr string) (clie
 
 func whoIs(t *testing.T, n *node.Node, remote net.Addr) policy.Caller {
 	t.Helper()
-	c, err := n.WhoIs(t.Context(), remote)
+	c, err := n.WhoIs(t.Context(), remote, 5432)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -171,7 +180,7 @@ func TestWhoIs(t *testing.T) {
 
 	t.Run("unknown address", func(t *testing.T) {
 		for _, addr := range []string{"100.64.200.200:1000", "127.0.0.1:1000", "192.0.2.1:0"} {
-			c, err := n.WhoIs(t.Context(), fakeAddr(addr))
+			c, err := n.WhoIs(t.Context(), fakeAddr(addr), 5432)
 			if err == nil {
 				t.Errorf("%s is %+v, want an error", addr, c)
 			}
@@ -179,7 +188,7 @@ func TestWhoIs(t *testing.T) {
 	})
 	t.Run("no address", func(t *testing.T) {
 		for _, addr := range []net.Addr{nil, fakeAddr(""), fakeAddr("pipe")} {
-			if c, err := n.WhoIs(t.Context(), addr); err == nil {
+			if c, err := n.WhoIs(t.Context(), addr, 5432); err == nil {
 				t.Errorf("%v is %+v, want an error", addr, c)
 			}
 		}
@@ -187,7 +196,7 @@ func TestWhoIs(t *testing.T) {
 	t.Run("context done", func(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		cancel()
-		if c, err := n.WhoIs(ctx, fakeAddr("100.64.0.1:1")); err == nil {
+		if c, err := n.WhoIs(ctx, fakeAddr("100.64.0.1:1"), 5432); err == nil {
 			t.Errorf("got %+v, want an error", c)
 		}
 	})
@@ -265,7 +274,7 @@ func TestStateDir(t *testing.T) {
 	cfg := config(tn, log)
 	cfg.Store, cfg.Ephemeral, cfg.StateDir = nil, false, dir
 
-	n, err := node.Start(t.Context(), cfg)
+	n, err := up(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

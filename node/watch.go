@@ -5,28 +5,27 @@ import (
 	"sync"
 	"time"
 
+	"tailscale.com/health"
 	"tailscale.com/ipn"
+	"tailscale.com/tsconst"
 	"tailscale.com/wgengine/filter"
 )
 
-const (
-	// lookEvery is how often Watch looks at what the bus does not tell: a
-	// pointer, a time and a flag, all in memory.
-	lookEvery = 250 * time.Millisecond
-	// rewatchDelay keeps a broken bus from being asked in a tight loop.
-	rewatchDelay = 500 * time.Millisecond
-)
+// lookEvery is how often Watch looks at what the bus does not tell: a pointer,
+// a time and a flag, all in memory.
+const lookEvery = 250 * time.Millisecond
 
 // Watch calls changed whenever something has happened that could change what
 // WhoIs answers: a peer has come, gone, expired or been retagged, a user been
-// renamed, a grant been edited, or the node's own state is another. Several
+// renamed, a grant or network access been edited, or the node's own state is
+// another. Several
 // changes at once may be one call, and there may be calls without a change;
 // the first comes as soon as Watch listens, since whatever happened before
 // was missed.
 //
-// Watch also logs, once each, that the node has lost the tailnet or is back,
-// and that the coordination server is out of reach: then WhoIs goes on
-// answering with what was last known.
+// Watch also logs, once each, that the node has lost the tailnet, the
+// coordination server or its relay, and that it has them back. Without the
+// coordination server WhoIs goes on answering with what was last known.
 //
 // It returns when ctx is done. changed runs on Watch's own goroutine, one call
 // at a time.
@@ -45,12 +44,15 @@ func (n *Node) Watch(ctx context.Context, changed func()) {
 			return
 		case got := <-news:
 			w.noteState(got)
-			changed()
+			w.noteRelay(got.health)
+			if got.whoIs {
+				changed()
+			}
 		case now := <-look.C:
 			w.noteControl(now)
 			// Both are asked each time, so that each takes its note.
-			expired, regranted := n.takeExpired(now), w.regranted()
-			if expired || regranted {
+			expired, refiltered := n.takeExpired(now), w.refiltered()
+			if expired || refiltered {
 				changed()
 			}
 		}
@@ -67,12 +69,15 @@ type watch struct {
 	// reach, zero while it is there; awayTold says that it was logged.
 	awaySince time.Time
 	awayTold  bool
+
+	relayLost bool
 }
 
-// regranted reports whether the packet filter, which carries the grants, is
-// another than last time. The bus is silent about a new filter: LocalBackend's
-// UpdatePacketFilter installs it and notifies nobody.
-func (w *watch) regranted() bool {
+// refiltered reports whether the packet filter, which says who may reach which
+// port and carries the grants, is another than last time. The bus is silent
+// about a new filter: LocalBackend's UpdatePacketFilter installs it and
+// notifies nobody.
+func (w *watch) refiltered() bool {
 	now := w.n.filter()
 	was := w.filter
 	w.filter = now
@@ -123,67 +128,31 @@ func (w *watch) noteControl(now time.Time) {
 	}
 }
 
-// busNews is what Watch wants of one or more messages of the IPN bus.
-type busNews struct {
-	state    ipn.State // NoState means unchanged
-	loginURL string
+// relayWarnings are what tsnet finds wrong with the node's home relay (DERP).
+// Each has lasted for ten seconds or more when it is told.
+var relayWarnings = []health.WarnableCode{
+	tsconst.HealthWarnableNoDERPHome,
+	tsconst.HealthWarnableNoDERPConnection,
+	tsconst.HealthWarnableDERPTimedOut,
 }
 
-// followBus sends news of the IPN bus until ctx is done, and watches anew when
-// the bus breaks, which it does for a watcher that falls behind. It is news's
-// only sender; news that was not yet taken is merged with later news, so
-// followBus never waits for its reader. news must have room for one.
-func (n *Node) followBus(ctx context.Context, news chan busNews) {
-	send := func(got busNews) {
-		select {
-		case waiting := <-news:
-			if got.state == ipn.NoState {
-				got.state = waiting.state
-			}
-			if got.loginURL == "" {
-				got.loginURL = waiting.loginURL
-			}
-		default:
-		}
-		news <- got
+// noteRelay logs that the node has lost its home relay, and that it is back.
+// Devices that have no direct path to the node cannot reach it meanwhile.
+func (w *watch) noteRelay(now *health.State) {
+	if now == nil {
+		return
 	}
-	for ctx.Err() == nil {
-		if err := n.readBus(ctx, send); ctx.Err() == nil {
-			n.log.Debug("watching the tailnet anew", "err", err)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(rewatchDelay):
+	lost := ""
+	for _, code := range relayWarnings {
+		if warning, ok := now.Warnings[code]; ok {
+			lost = warning.Text
 		}
 	}
-}
-
-// readBus watches the IPN bus once, until it breaks or ctx is done.
-func (n *Node) readBus(ctx context.Context, send func(busNews)) error {
-	// With patches asked for, what cannot change a WhoIs answer (a peer
-	// online or off, its endpoints, its relay) comes as a patch and is
-	// passed over; without, it would come as a whole changed peer.
-	const mask = ipn.NotifyInitialState | ipn.NotifyPeerChanges | ipn.NotifyPeerPatches
-	bus, err := n.lc.WatchIPNBus(ctx, mask)
-	if err != nil {
-		return err
+	switch {
+	case lost != "" && !w.relayLost:
+		w.n.log.Warn("the home relay (DERP) is lost: devices without a direct path cannot reach this node", "detail", w.n.mask.text(lost))
+	case lost == "" && w.relayLost:
+		w.n.log.Info("the home relay (DERP) is back")
 	}
-	defer bus.Close()
-	for {
-		msg, err := bus.Next()
-		if err != nil {
-			return err
-		}
-		var got busNews
-		if msg.State != nil {
-			got.state = *msg.State
-		}
-		if msg.BrowseToURL != nil {
-			got.loginURL = *msg.BrowseToURL
-		}
-		if msg.State != nil || msg.BrowseToURL != nil || msg.SelfChange != nil ||
-			len(msg.PeersChanged) > 0 || len(msg.PeersRemoved) > 0 || len(msg.UserProfiles) > 0 {
-			send(got)
-		}
-	}
+	w.relayLost = lost != ""
 }

@@ -83,11 +83,11 @@ func (w *watched) within(t *testing.T, limit time.Duration, remote net.Addr, ok 
 	for {
 		select {
 		case <-w.news:
-			if ok(w.n.WhoIs(t.Context(), remote)) {
+			if ok(w.n.WhoIs(t.Context(), remote, 5432)) {
 				return
 			}
 		case <-late:
-			c, err := w.n.WhoIs(t.Context(), remote)
+			c, err := w.n.WhoIs(t.Context(), remote, 5432)
 			t.Fatalf("not told within %v; WhoIs says %+v, %v", limit, c, err)
 		}
 	}
@@ -203,10 +203,15 @@ func TestWatchRetag(t *testing.T) {
 func TestWatchOwnKeyExpires(t *testing.T) {
 	t.Parallel()
 	w := watch(t)
+	_, conn := connect(t, w.tn.Person("alice@example.com", "alice-laptop"), w.ln, "pgproxy-prod:5432")
 	if err := w.tn.Expire("pgproxy-prod"); err != nil {
 		t.Fatal(err)
 	}
 	w.eventually(t, func() bool { return w.n.Ready() != nil })
+	// Sessions go on when the key is extended, so nobody loses access.
+	if c, err := w.n.WhoIs(t.Context(), conn.RemoteAddr(), 5432); err != nil || c.Login != "alice@example.com" {
+		t.Errorf("WhoIs says %+v, %v; want alice", c, err)
+	}
 	if err := w.n.Ready(); !strings.Contains(err.Error(), "NeedsLogin") {
 		t.Errorf("Ready says %v, want NeedsLogin", err)
 	}
@@ -249,7 +254,7 @@ func TestWatchControlAway(t *testing.T) {
 	if err := w.n.Ready(); err != nil {
 		t.Errorf("Ready: %v", err)
 	}
-	if c, err := w.n.WhoIs(t.Context(), conn.RemoteAddr()); err != nil || c.Login != "alice@example.com" {
+	if c, err := w.n.WhoIs(t.Context(), conn.RemoteAddr(), 5432); err != nil || c.Login != "alice@example.com" {
 		t.Errorf("WhoIs says %+v, %v; want alice", c, err)
 	}
 	connect(t, alice, w.ln, "pgproxy-prod:5432")
@@ -259,10 +264,27 @@ func TestWatchControlAway(t *testing.T) {
 	w.tn.RestoreControl()
 	w.eventually(t, func() bool { return strings.Contains(w.log.String(), "coordination server is back") })
 	w.eventually(t, func() bool {
-		c, err := w.n.WhoIs(t.Context(), conn.RemoteAddr())
+		c, err := w.n.WhoIs(t.Context(), conn.RemoteAddr(), 5432)
 		return err == nil && c.Granted
 	})
 	if n := strings.Count(w.log.String(), "coordination server is out of reach"); n != 1 {
 		t.Errorf("said %d times that the server is away, want once:\n%s", n, w.log)
+	}
+}
+
+// Without its relay the node cannot be reached by some: that is told once, and
+// when it is over.
+func TestWatchRelayLost(t *testing.T) {
+	t.Parallel()
+	w := watch(t)
+	w.tn.CutRelay()
+	w.eventually(t, func() bool { return strings.Contains(w.log.String(), "the home relay (DERP) is lost") })
+	if err := w.n.Ready(); err != nil {
+		t.Errorf("Ready: %v", err)
+	}
+	w.tn.RestoreRelay()
+	w.eventually(t, func() bool { return strings.Contains(w.log.String(), "the home relay (DERP) is back") })
+	if n := strings.Count(w.log.String(), "the home relay (DERP) is lost"); n != 1 {
+		t.Errorf("said %d times that the relay is lost, want once:\n%s", n, w.log)
 	}
 }

@@ -24,9 +24,9 @@ import (
 var ErrNobody = errors.New("nobody in this tailnet")
 
 // WhoIs says who is at remote, the address of a connection accepted by
-// [Node.Listen], as the tailnet has it now. Any error means that the caller is
-// not known and must be refused.
-func (n *Node) WhoIs(ctx context.Context, remote net.Addr) (policy.Caller, error) {
+// [Node.Listen] on port, as the tailnet has it now. Any error means that the
+// caller is not known and must be refused.
+func (n *Node) WhoIs(ctx context.Context, remote net.Addr, _ int) (policy.Caller, error) {
 	if remote == nil {
 		return policy.Caller{}, errors.New("whois: connection has no remote address")
 	}
