@@ -129,6 +129,35 @@ func TestWatchGrants(t *testing.T) {
 	w.within(t, soon, remote, func(c policy.Caller, err error) bool { return err == nil && !c.Granted })
 }
 
+// Network access that is taken away: the packet filter lets live connections
+// be, so asking again has to tell.
+func TestWatchNetworkAccess(t *testing.T) {
+	t.Parallel()
+	w := watch(t)
+	alice := w.tn.Person("alice@example.com", "alice-laptop")
+	_, conn := connect(t, alice, w.ln, "pgproxy-prod:5432")
+	cutOff := func(c policy.Caller, err error) bool {
+		r, ok := errors.AsType[*policy.Refusal](err)
+		return ok && c.Login == "alice@example.com" && strings.Contains(r.Message, "does not let alice-laptop reach port 5432")
+	}
+	there := func(_ policy.Caller, err error) bool { return err == nil }
+	for _, ports := range [][]uint16{nil, {80}} {
+		w.settled(t)
+		w.tn.Restrict("alice@example.com", ports...)
+		w.within(t, soon, conn.RemoteAddr(), cutOff)
+		if _, err := w.n.WhoIs(t.Context(), conn.RemoteAddr(), 80); (err == nil) != (len(ports) == 1) {
+			t.Errorf("with ports %v, port 80: %v", ports, err)
+		}
+		w.settled(t)
+		w.tn.Restrict("alice@example.com", 5432, 80)
+		w.within(t, soon, conn.RemoteAddr(), there)
+	}
+	// Somebody else's access is no business of alice's.
+	w.settled(t)
+	w.tn.Restrict("bob@example.com")
+	w.within(t, soon, conn.RemoteAddr(), there)
+}
+
 func TestWatchRemovedPeer(t *testing.T) {
 	t.Parallel()
 	w := watch(t)

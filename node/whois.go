@@ -17,6 +17,7 @@ import (
 	"tailscale.com/client/local"
 	"tailscale.com/client/tailscale/apitype"
 	"tailscale.com/tailcfg"
+	"tailscale.com/wgengine/filter"
 )
 
 // ErrNobody is returned by [Node.WhoIs] when the tailnet knows nobody at an
@@ -25,8 +26,10 @@ var ErrNobody = errors.New("nobody in this tailnet")
 
 // WhoIs says who is at remote, the address of a connection accepted by
 // [Node.Listen] on port, as the tailnet has it now. Any error means that the
-// caller is not known and must be refused.
-func (n *Node) WhoIs(ctx context.Context, remote net.Addr, _ int) (policy.Caller, error) {
+// caller must be refused: it is not known, or, with a *[policy.Refusal], it is
+// known and the tailnet does not let it reach the port. A packet filter stops
+// new connections alone, so those that live must ask again when it changes.
+func (n *Node) WhoIs(ctx context.Context, remote net.Addr, port int) (policy.Caller, error) {
 	if remote == nil {
 		return policy.Caller{}, errors.New("whois: connection has no remote address")
 	}
@@ -49,7 +52,27 @@ func (n *Node) WhoIs(ctx context.Context, remote net.Addr, _ int) (policy.Caller
 		return policy.Caller{}, fmt.Errorf("whois %s: %w", addr, err)
 	}
 	n.noteExpiry(who.Node.KeyExpiry)
+	if !n.reaches(addr.Addr(), port) {
+		return caller, &policy.Refusal{
+			Code:    "28000",
+			Message: fmt.Sprintf("pgproxy: the tailnet does not let %s reach port %d of this node", caller.Node, port),
+			Hint:    "The access rules of the tailnet's policy file (grants, ACLs) decide that.",
+			Rule:    "network access",
+		}
+	}
 	return caller, nil
+}
+
+// reaches reports whether the packet filter in force lets a new connection from
+// src reach a TCP port of the node.
+func (n *Node) reaches(src netip.Addr, port int) bool {
+	src = src.Unmap()
+	ip4, ip6 := n.srv.TailscaleIPs()
+	dst := ip4
+	if src.Is6() {
+		dst = ip6
+	}
+	return dst.IsValid() && n.filter().CheckTCP(src, dst, uint16(port)) == filter.Accept
 }
 
 // callerOf turns tsnet's answer into ours, at the time now. It fails where the

@@ -229,6 +229,9 @@ func (s *session) serveCancel(caller policy.Caller, whoErr error) {
 // before it for a reason to try again without TLS.
 func (s *session) open(caller policy.Caller, whoErr error) *sessionError {
 	s.out = frame.Append(s.out, 'R', 0, 0, 0, 0)
+	if r, ok := errors.AsType[*policy.Refusal](whoErr); ok {
+		return s.refusal(r)
+	}
 	if whoErr != nil || caller.Who() == "" {
 		e := fatal(codeInvalidAuthorization, "pgproxy: the tailnet does not know who you are", reasonRefused)
 		e.cause = whoErr

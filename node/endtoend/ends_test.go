@@ -53,10 +53,10 @@ func (l *live) endsNow(t *testing.T, p *proxy, lost time.Time, told bool) {
 	}
 }
 
-// Access that is taken away ends at once, whatever the sessions are doing.
+// Access that is taken away ends at once, whatever the sessions are doing. There
+// is no policy file: nobody falls back to anything.
 func TestAccessEndsNow(t *testing.T) {
 	t.Parallel()
-	onlyGranted := policyFile(t, `{"default": null}`)
 	for _, tt := range []struct {
 		name string
 		lose func(peer *nodetest.Peer, login string) error
@@ -71,6 +71,7 @@ func TestAccessEndsNow(t *testing.T) {
 			tailnet.Grant(login, capability, `{"databases": ["other"]}`)
 			return nil
 		}, true},
+		{"cut-off", func(_ *nodetest.Peer, login string) error { tailnet.Restrict(login, 80); return nil }, true},
 		{"retagged", func(peer *nodetest.Peer, _ string) error { return tailnet.Retag(peer.Name, "tag:ci") }, true},
 		{"removed", func(peer *nodetest.Peer, _ string) error { return tailnet.Remove(peer.Name) }, false},
 		{"expired", func(peer *nodetest.Peer, _ string) error { return tailnet.Expire(peer.Name) }, false},
@@ -80,7 +81,7 @@ func TestAccessEndsNow(t *testing.T) {
 			login := tt.name + "@example.com"
 			peer := join(t, nodetest.Device{Name: "ends-" + tt.name, Login: login})
 			tailnet.Grant(login, capability, `{"access": "write"}`)
-			p := start(t, "-capability", capability, "-policy", onlyGranted)
+			p := start(t, "-capability", capability)
 			l := open(t, p, peer)
 			lost := time.Now()
 			if err := tt.lose(peer, login); err != nil {
@@ -179,4 +180,46 @@ func TestControlAway(t *testing.T) {
 	if _, err := p.tryConnect(t, peer, func(c *pgconn.Config) { c.ConnectTimeout = soon }); err == nil {
 		t.Error("a session without access")
 	}
+}
+
+// Where the tailnet's network rules are all there is, taking those away ends
+// the session, and says so. The live connection would go on: a packet filter
+// stops new ones alone.
+func TestNetworkAccessEnds(t *testing.T) {
+	t.Parallel()
+	p := start(t)
+	peer := join(t, deviceOf("acl"))
+	s := p.connect(t, peer)
+	tailnet.Restrict("acl@example.com", 80)
+	defer tailnet.Unrestrict("acl@example.com")
+	e := s.ended(t, soon)
+	if e.Code != "57P01" || !strings.Contains(e.Detail, "does not let acl reach port 5432") || !strings.Contains(e.Hint, "access rules") {
+		t.Errorf("told %v, detail %q, hint %q", e, e.Detail, e.Hint)
+	}
+	s.gone(t, soon)
+	// The other port is another matter.
+	if code, body := p.browse(t, peer, "GET", "/"); code != 200 {
+		t.Errorf("the status page: %d %s", code, body)
+	}
+	tailnet.Unrestrict("acl@example.com")
+	eventually(t, soon, "access again", func() bool {
+		_, err := p.tryConnect(t, peer, func(c *pgconn.Config) { c.ConnectTimeout = soon })
+		return err == nil
+	})
+}
+
+// A grant that is taken away leaves its caller with the policy file's default,
+// which may be more. That is the operator's choice, and they are warned of it.
+func TestFallbackIsWarnedOf(t *testing.T) {
+	t.Parallel()
+	peer := join(t, deviceOf("fallback"))
+	tailnet.Grant("fallback@example.com", capability, `{"access": "read"}`)
+	p := start(t, "-capability", capability, "-policy", policyFile(t, `{"default": {"access": "write"}}`))
+	if said := p.log.String(); !strings.Contains(said, "whoever has no grant, or loses one, has the policy file's default: write access") {
+		t.Errorf("no warning in\n%s", said)
+	}
+	s := p.connect(t, peer)
+	s.refused(t, "CREATE TEMPORARY TABLE fallback ()", "42501")
+	tailnet.Revoke("fallback@example.com", capability)
+	eventually(t, soon, "the default is in force", func() bool { return s.query(t, "SHOW pgproxy.access")[0][0] == "write access" })
 }
