@@ -57,7 +57,10 @@ func (n *Node) join(ctx context.Context) (*ipnstate.Status, error) {
 	if err := n.start(ctx); err != nil {
 		return nil, err
 	}
-	err := n.awaitRunning(ctx)
+	err := n.noticeDeadPeers()
+	if err == nil {
+		err = n.awaitRunning(ctx)
+	}
 	var status *ipnstate.Status
 	if err == nil {
 		status, err = n.srv.Up(ctx)

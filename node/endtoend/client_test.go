@@ -172,6 +172,14 @@ type statement struct {
 // must call pg_sleep.
 func (s *session) begin(t *testing.T, sql string) *statement {
 	t.Helper()
+	st := s.send(t, sql)
+	eventually(t, patience, sql+" runs", func() bool { return s.backend(t) == "PgSleep" })
+	return st
+}
+
+// send starts a statement.
+func (s *session) send(t *testing.T, sql string) *statement {
+	t.Helper()
 	st := &statement{done: make(chan struct{})}
 	ctx := t.Context()
 	go func() {
@@ -182,7 +190,6 @@ func (s *session) begin(t *testing.T, sql string) *statement {
 		s.Conn().Close()
 		<-st.done
 	})
-	eventually(t, patience, sql+" runs", func() bool { return s.backend(t) == "PgSleep" })
 	return st
 }
 
