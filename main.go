@@ -1179,7 +1179,10 @@ func explain(ctx context.Context, c *config, stdout, stderr io.Writer) error {
 	defer judge.Close()
 	x := &policy.Explainer{
 		Rules: p.rule, Judge: judge, Served: policy.Served{Default: p.upstreamDatabase(), Names: p.databases},
-		Database: c.database, Reason: c.reason, Capability: c.capability, Open: p.openCatalog, Offline: p.upstream == nil,
+		Database: c.database, Reason: c.reason, Capability: c.capability,
+	}
+	if p.upstream != nil {
+		x.Open = p.openCatalog
 	}
 	if c.file != "" {
 		return explainFile(ctx, x, c.file, stdout)
@@ -1219,11 +1222,8 @@ func explainFile(ctx context.Context, x *policy.Explainer, file string, stdout i
 	return err
 }
 
-// openCatalog opens a connection for a verdict that needs the keys of a table.
+// openCatalog opens a connection for a verdict about which the database is asked.
 func (p *proxy) openCatalog(ctx context.Context, rule policy.Rule, database string) (policy.OpenCatalog, error) {
-	if p.upstream == nil {
-		return nil, errors.New("the rule wants to know a table's keys, and -upstream, which knows them, is missing")
-	}
 	ctx, cancel := context.WithTimeout(ctx, p.connectTimeout)
 	defer cancel()
 	params := map[string]string{"application_name": "go-proxy explain", "statement_timeout": "10s"}

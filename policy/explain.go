@@ -26,12 +26,10 @@ type Explainer struct {
 	// Capability is the app capability that grants are read by; empty = none.
 	// What the tailnet grants to whom is not known here.
 	Capability string
-	// Open opens a catalogue of a database, for a statement that cannot be
-	// judged without one.
+	// Open opens a catalogue of a database, for a statement about which the
+	// database must be asked; nil = there is none. Then names are taken as they
+	// stand, and what depends on a table's keys is not judged.
 	Open func(ctx context.Context, rule Rule, database string) (OpenCatalog, error)
-	// Offline says that there is no database. What only a look at its keys could
-	// decide is then not judged, and a name is taken for what it says.
-	Offline bool
 }
 
 // OpenCatalog is a Catalog that must be closed.
@@ -105,19 +103,26 @@ func (x *Explainer) judge(ctx context.Context, e *Explanation, sql string) error
 		}
 	}
 	*e.Rule = lifts.Effective(base)
-	cat := &lazyCatalog{open: func() (OpenCatalog, error) { return x.Open(ctx, *e.Rule, e.Database) }}
-	defer cat.close()
-	var database Catalog = cat
-	if x.Offline && e.Rule.Where != WhereKey {
-		database = nil
+	var cat Catalog
+	lazy := &lazyCatalog{open: func() (OpenCatalog, error) { return x.open(ctx, e) }}
+	defer lazy.close()
+	if x.Open != nil || e.Rule.Where == WhereKey {
+		cat = lazy
 	}
-	e.Decision = Decide(ctx, e.Rule, msg, new(Memory), database)
+	e.Decision = Decide(ctx, e.Rule, msg, new(Memory), cat)
 	if e.Decision.Refusal == nil {
 		if r := e.Rule.WantReason(lifts.Reason(), e.Decision.Writes); r != nil {
 			e.refuse(r)
 		}
 	}
-	return cat.err
+	return lazy.err
+}
+
+func (x *Explainer) open(ctx context.Context, e *Explanation) (OpenCatalog, error) {
+	if x.Open == nil {
+		return nil, errors.New("the rule wants to know a table's keys, and there is no database to ask")
+	}
+	return x.Open(ctx, *e.Rule, e.Database)
 }
 
 func (e *Explanation) refuse(r *Refusal) *Explanation {
