@@ -1,6 +1,9 @@
 package policy
 
-import "strings"
+import (
+	"iter"
+	"strings"
+)
 
 // lexeme is a token of a text, or a comment, for masking. White space is
 // none.
@@ -29,18 +32,20 @@ func (l lexeme) literal() bool {
 
 // lexemes splits a text by PostgreSQL's lexical rules. It takes any text, in
 // linear time: what is not closed goes on to the end.
-func lexemes(sql string) []lexeme {
-	list := make([]lexeme, 0, len(sql)/5+1)
-	for pos := 0; pos < len(sql); {
-		if isSpace(sql[pos]) {
-			pos++
-			continue
+func lexemes(sql string) iter.Seq[lexeme] {
+	return func(yield func(lexeme) bool) {
+		for pos := 0; pos < len(sql); {
+			if isSpace(sql[pos]) {
+				pos++
+				continue
+			}
+			l := lexemeAt(sql, pos)
+			if !yield(l) {
+				return
+			}
+			pos = l.end
 		}
-		l := lexemeAt(sql, pos)
-		list = append(list, l)
-		pos = l.end
 	}
-	return list
 }
 
 func lexemeAt(sql string, pos int) lexeme {

@@ -7,6 +7,7 @@ import (
 	"hash/fnv"
 	"slices"
 	"strings"
+	"unicode/utf8"
 )
 
 // Redaction says how much of a statement's literals a record keeps.
@@ -18,7 +19,7 @@ const (
 	Redacted Redaction = iota
 	// Normalized masks every literal and drops comments.
 	Normalized
-	// Full masks nothing.
+	// Full masks nothing in statements.
 	Full
 )
 
@@ -45,7 +46,14 @@ var marks = map[Redaction]struct{ value, comment string }{
 // whether anything in it was masked. The message is what Judge.Parse made of
 // the text, nil if it could not be read: then there is no telling what the
 // text holds, and more is masked. Redact does not call the parser.
+//
+// It knows nothing of what the session has prepared: see Redactor.
 func Redact(how Redaction, sql string, msg *Message) (text string, masked bool) {
+	return redact(how, sql, msg, false)
+}
+
+// redact is Redact. With arguments it masks what EXECUTE is given, too.
+func redact(how Redaction, sql string, msg *Message, arguments bool) (text string, masked bool) {
 	switch {
 	case how == Full:
 		return sql, false
@@ -57,8 +65,93 @@ func Redact(how Redaction, sql string, msg *Message) (text string, masked bool) 
 		// A password may stand there as a name: SET app.password = x.
 		return maskSpans(how, sql, mergeSpans(append(values(sql), secrets(sql)...)))
 	}
-	return maskSpans(how, sql, secrets(sql))
+	spans := secrets(sql)
+	if arguments {
+		spans = mergeSpans(append(spans, executeArguments(sql)...))
+	}
+	return maskSpans(how, sql, spans)
 }
+
+// RedactHead is Redact for a text that could not be read, and that nobody will
+// ever see more of than n bytes. What it masks depends on all of the text.
+func RedactHead(how Redaction, sql string, n int) (head string, masked bool) {
+	if len(sql) <= n {
+		return Redact(how, sql, nil)
+	}
+	if how == Normalized || how == Redacted && mayHoldSecret(sql) {
+		return maskWhole(sql)
+	}
+	for n > 0 && !utf8.RuneStart(sql[n]) {
+		n--
+	}
+	return Redact(how, strings.Clone(sql[:n]), nil)
+}
+
+// Redactor masks the statements of one session. It remembers which prepared
+// statements have parameters that may be secret: what EXECUTE gives them is
+// masked, though nothing in its own text tells. The zero value is ready. It is
+// not safe for concurrent use.
+type Redactor struct {
+	// secret has the names that were prepared, and whether the text of one of
+	// their PREPAREs speaks of secrets.
+	secret map[string]bool
+}
+
+// Redact is Redact for the session's next message.
+func (r *Redactor) Redact(how Redaction, sql string, msg *Message) (text string, masked bool) {
+	return redact(how, sql, msg, msg != nil && r.secretArguments(sql, msg))
+}
+
+// secretArguments learns from a message's PREPAREs, and reports whether its
+// EXECUTEs may have secret arguments. A name that was never prepared may have
+// been written wrongly, and counts as secret.
+func (r *Redactor) secretArguments(sql string, msg *Message) bool {
+	secret := false
+	for i := range msg.Statements {
+		f := &msg.Statements[i].facts
+		if f.Prepares != "" {
+			r.learn(f.Prepares, hinted(sql))
+		}
+		for _, e := range f.Executes {
+			known, ok := r.secret[e.Name]
+			secret = secret || known || !ok
+		}
+	}
+	return secret
+}
+
+// learn remembers a name for good: a PREPARE of the same name may fail and leave
+// the older one in place. Names beyond maxPrepared stay unknown.
+func (r *Redactor) learn(name string, secret bool) {
+	if r.secret == nil {
+		r.secret = make(map[string]bool)
+	}
+	if known, ok := r.secret[name]; ok || len(r.secret) < maxPrepared {
+		r.secret[name] = known || secret
+	}
+}
+
+// executeArguments are the literals behind EXECUTE, up to the end of the
+// statement.
+func executeArguments(sql string) []span {
+	var spans []span
+	inside := false
+	for l := range lexemes(sql) {
+		switch {
+		case l.kind == lexWord && strings.EqualFold(sql[l.start:l.end], "execute"):
+			inside = true
+		case sql[l.start] == ';':
+			inside = false
+		case inside && l.literal():
+			spans = append(spans, l.span)
+		}
+	}
+	return spans
+}
+
+// maxUnread is how much is looked at of a text that could not be read, in bytes,
+// to tell whether it is like another one.
+const maxUnread = 64 << 10
 
 // Fingerprint is the same for texts that differ in values, spacing, case and
 // comments only, also for what could not be parsed. A password counts as a
@@ -73,10 +166,11 @@ func Fingerprint(sql string, msg *Message) string {
 	case msg != nil:
 		text, _ = Redact(Normalized, sql, msg)
 	case !mayHoldSecret(sql):
+		sql = sql[:min(len(sql), maxUnread)]
 		text, _ = maskSpans(Normalized, sql, values(sql))
 	}
 	sum := fnv.New64a()
-	for _, l := range lexemes(text) {
+	for l := range lexemes(text) {
 		token := text[l.start:l.end]
 		if l.kind == lexWord {
 			token = strings.ToLower(token)
@@ -102,7 +196,7 @@ func mayHoldSecret(sql string) bool {
 	if hinted(sql) {
 		return true
 	}
-	for _, l := range lexemes(sql) {
+	for l := range lexemes(sql) {
 		if l.kind == lexWord {
 			switch strings.ToLower(sql[l.start:l.end]) {
 			case "alter", "create", "set", "do", "copy":
@@ -117,7 +211,7 @@ func mayHoldSecret(sql string) bool {
 // values are the literals and comments of a text.
 func values(sql string) []span {
 	var spans []span
-	for _, l := range lexemes(sql) {
+	for l := range lexemes(sql) {
 		if l.literal() || l.kind == lexComment {
 			spans = append(spans, l.span)
 		}
@@ -162,30 +256,26 @@ func maskSpans(how Redaction, sql string, spans []span) (string, bool) {
 	return b.String(), true
 }
 
-const (
-	// quoteMark takes the place of what an error text quotes.
-	quoteMark = "[masked]"
-	// maxErrorText is how much of an error text is kept, in bytes.
-	maxErrorText = 8 << 10
-)
+// maxErrorText is how much of an error text is kept, in bytes.
+const maxErrorText = 8 << 10
 
 // RedactError returns an error text of the server or the parser as it may be
 // recorded beside its statement: it may quote what the record shows of the statement
 // anyway, and names from the catalogue, but no row and nothing that was
-// masked. The code is the error's SQLSTATE; sql and msg are as in Redact.
-func RedactError(how Redaction, code, text, sql string, msg *Message) string {
+// masked. The code is the error's SQLSTATE; sql is the statement, and recorded
+// what Redact made of it. With Full it masks no more than RedactText.
+func RedactError(how Redaction, code, text, sql, recorded string) string {
 	if how == Full {
-		return text
+		return RedactText(text)
 	}
 	if len(text) > maxErrorText {
 		text = strings.ToValidUTF8(text[:maxErrorText], "") + "…"
 	}
-	recorded, _ := Redact(how, sql, msg)
 	text = maskRows(code, text)
 	text = maskQuotes(text, func(quoted string, named bool) bool {
 		return strings.Contains(recorded, quoted) || named && !strings.Contains(sql, quoted)
 	})
-	return maskKnown(text, sql, recorded)
+	return RedactText(maskKnown(text, sql, recorded))
 }
 
 // maskRows masks rows and keys, which integrity errors show in parentheses:
@@ -203,7 +293,7 @@ func maskRows(code, text string) string {
 	if open <= 0 || shut < open {
 		return text
 	}
-	return text[:open] + quoteMark + text[shut:]
+	return text[:open] + secretMark + text[shut:]
 }
 
 // nouns stand before the quoted name of something in the catalogue.
@@ -211,7 +301,7 @@ var nouns = map[string]bool{
 	"relation": true, "table": true, "column": true, "constraint": true, "index": true,
 	"schema": true, "function": true, "role": true, "database": true, "type": true, "view": true,
 	"sequence": true, "trigger": true, "parameter": true, "cursor": true, "extension": true,
-	"policy": true, "partition": true, "server": true, "subscription": true, "publication": true,
+	"user": true, "host": true, "policy": true, "partition": true, "server": true, "subscription": true, "publication": true,
 }
 
 // maskQuotes masks each quoted part of a text, unless keep says otherwise of
@@ -222,9 +312,9 @@ func maskQuotes(text string, keep func(quoted string, named bool) bool) string {
 	if n := strings.Count(text, `"`); n%2 == 1 || strings.Contains(text, `""`) {
 		from, to := strings.IndexByte(text, '"'), strings.LastIndexByte(text, '"')
 		if from == to {
-			return text[:from+1] + quoteMark
+			return text[:from+1] + secretMark
 		}
-		return text[:from+1] + quoteMark + text[to:]
+		return text[:from+1] + secretMark + text[to:]
 	}
 	var b strings.Builder
 	for {
@@ -238,7 +328,7 @@ func maskQuotes(text string, keep func(quoted string, named bool) bool) string {
 		words := strings.Fields(before)
 		named := len(words) > 0 && nouns[words[len(words)-1]]
 		if !keep(quoted, named) {
-			quoted = quoteMark
+			quoted = secretMark
 		}
 		b.WriteString(before)
 		b.WriteString(`"` + quoted + `"`)
@@ -253,6 +343,9 @@ const (
 	// maxKnown is how many values are looked for. With more, nothing is kept
 	// of the text.
 	maxKnown = 1000
+	// maxKnownTokens is how many tokens are looked at for them. No statement
+	// that was read has more.
+	maxKnownTokens = 2 * maxTokens
 )
 
 // maskKnown masks the values that were masked in the statement, wherever the
@@ -262,16 +355,20 @@ func maskKnown(text, sql, recorded string) string {
 		return text
 	}
 	var known []string
-	for _, l := range lexemes(sql) {
+	tokens := 0
+	for l := range lexemes(sql) {
+		if tokens++; tokens > maxKnownTokens {
+			break
+		}
 		if l.kind != lexString && l.kind != lexDollar {
 			continue
 		}
 		if len(known) == 2*maxKnown {
-			return quoteMark
+			return secretMark
 		}
 		value := strings.Trim(sql[l.start:l.end], "'$")
 		if len(value) >= minKnown && !strings.Contains(recorded, value) {
-			known = append(known, value, quoteMark)
+			known = append(known, value, secretMark)
 		}
 	}
 	return strings.NewReplacer(known...).Replace(text)

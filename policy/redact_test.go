@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
 )
@@ -67,7 +68,7 @@ func TestRedactSecrets(t *testing.T) {
 			t.Errorf("full is not full: %s", full)
 		}
 	}
-	if len(corpus) < 60 {
+	if len(corpus) < 130 {
 		t.Errorf("%d statements", len(corpus))
 	}
 }
@@ -90,6 +91,105 @@ func TestRedactPlain(t *testing.T) {
 		if got, masked := Redact(Redacted, sql, mustParse(t, sql)); masked || got != sql {
 			t.Errorf("%s\nbecame\n%s", sql, got)
 		}
+	}
+}
+
+func TestRedactText(t *testing.T) {
+	for _, text := range redactCorpus(t, "texts.txt") {
+		got := RedactText(text)
+		before, _, _ := strings.Cut(got, secretMark)
+		if secretMarker.MatchString(got) || !strings.Contains(before, "keep") || RedactText(got) != got {
+			t.Errorf("%s\nbecame\n%s", text, got)
+		}
+	}
+	for _, text := range redactCorpus(t, "plaintexts.txt") {
+		if got := RedactText(text); got != text {
+			t.Errorf("%s\nbecame\n%s", text, got)
+		}
+	}
+}
+
+// TestRedactHead: of a text that could not be read only the head is kept, and
+// what is masked in it depends on all of it.
+func TestRedactHead(t *testing.T) {
+	for _, sql := range redactCorpus(t, "unreadable.sql") {
+		for _, n := range []int{1, 5, 10, 20, 30, 50} {
+			for _, how := range []Redaction{Redacted, Normalized} {
+				if got, _ := RedactHead(how, sql, n); secretMarker.MatchString(got) {
+					t.Errorf("%d bytes of %s\nbecame\n%s", n, sql, got)
+				}
+			}
+		}
+	}
+	for _, tt := range []struct {
+		how      Redaction
+		sql      string
+		n        int
+		want     string
+		isMasked bool
+	}{
+		{Redacted, "SELEC 1 FROM orders", 14, "SELEC '[masked]' FROM o", true},
+		{Redacted, "SELEC a FROM orders", 14, "SELEC a FROM o", false},
+		{Redacted, "SELEC a FROM é", 14, "SELEC a FROM ", false},
+		{Redacted, "SELEC 'a long text'", 10, "SELEC '[masked]'", true},
+		{Redacted, "SELEC 'hunter2', password", 18, "[masked: 25 bytes that cannot be read as SQL]", true},
+		{Normalized, "SELEC a FROM orders", 14, "[masked: 19 bytes that cannot be read as SQL]", true},
+		{Full, "SELEC 'hunter2', password", 14, "SELEC 'hunter2", false},
+	} {
+		if got, masked := RedactHead(tt.how, tt.sql, tt.n); got != tt.want || masked != tt.isMasked {
+			t.Errorf("%s: got %q, %v", tt.sql, got, masked)
+		}
+	}
+}
+
+// TestRedactSession: what EXECUTE is given is masked where the text of its
+// PREPARE speaks of secrets, and where nobody knows that text.
+func TestRedactSession(t *testing.T) {
+	var r Redactor
+	for _, tt := range []struct {
+		sql    string
+		masked bool
+	}{
+		{"EXECUTE up('hunter2')", true}, // nothing is known of it
+		{"PREPARE up AS UPDATE keep_users SET password = $1", false},
+		{"PREPARE keep_p(text, int) AS SELECT * FROM orders WHERE keep = $1 AND id = $2", false},
+		{"EXECUTE up('hunter2')", true},
+		{"execute\n \"up\" ($$hunter2$$)", true},
+		{"EXECUTE keep_p('keep', 7)", false},
+		{"EXECUTE up('hunter2', E'hunter\\'2', 'hunter' || 'hunter')", true},
+		{"EXPLAIN (ANALYZE) EXECUTE up('hunter2')", true},
+		{"CREATE TEMP TABLE keep_t AS EXECUTE up('hunter2')", true},
+		{"EXPLAIN ANALYZE CREATE TEMP TABLE keep_t AS EXECUTE up('hunter2')", true},
+		{"SELECT 'keep'; EXECUTE up('hunter2'); SELECT 'keep too'", true},
+		{"DEALLOCATE up", false},
+		{"EXECUTE up('hunter2')", true},
+		{"PREPARE up AS SELECT $1 AS keep_id", false}, // it may have failed
+		{"EXECUTE up('hunter2')", true},
+		{"PREPARE p2 AS UPDATE keep_users SET api_key = $1; EXECUTE p2('hunter2')", true},
+		{"EXECUTE p3('hunter2') /* keep, a name written wrongly: no secret in it */", true},
+		{"EXECUTE keep_p('keep', 7)", false},
+		{"GRANT EXECUTE ON FUNCTION keep_f(int) TO bob; SELECT 'keep'", false},
+	} {
+		got, masked := r.Redact(Redacted, tt.sql, mustParse(t, tt.sql))
+		if masked != tt.masked || secretMarker.MatchString(got) || !slices.Equal(keptWords(got), keptWords(tt.sql)) && !strings.Contains(tt.sql, "/*") {
+			t.Errorf("%s\nbecame %v\n%s", tt.sql, masked, got)
+		}
+		if full, _ := r.Redact(Full, tt.sql, mustParse(t, tt.sql)); full != tt.sql {
+			t.Errorf("full is not full: %s", full)
+		}
+		if got, _ := r.Redact(Normalized, tt.sql, mustParse(t, tt.sql)); secretMarker.MatchString(got) {
+			t.Errorf("%s\nbecame, normalized,\n%s", tt.sql, got)
+		}
+	}
+	for i := range 2 * maxPrepared {
+		sql := fmt.Sprintf("PREPARE p%d AS SELECT $1 AS token", i+10)
+		r.Redact(Redacted, sql, mustParse(t, sql))
+	}
+	if len(r.secret) > maxPrepared {
+		t.Errorf("%d names are remembered", len(r.secret))
+	}
+	if got, _ := r.Redact(Redacted, "EXECUTE p1999('hunter2')", mustParse(t, "EXECUTE p1999('hunter2')")); secretMarker.MatchString(got) {
+		t.Errorf("became %s", got)
 	}
 }
 
@@ -160,7 +260,14 @@ func FuzzRedact(f *testing.F) {
 				if !masked && got != sql {
 					t.Fatalf("changed without a word: %q", got)
 				}
-				RedactError(how, "23505", sql, sql, msg)
+				RedactError(how, "23505", sql, sql, got)
+				head, _ := RedactHead(how, sql, 20)
+				if how != Full && len(sql) > 20 && strings.Contains(head, "hunter") && !strings.Contains(got, "hunter") {
+					t.Fatalf("the head shows more: %q", head)
+				}
+				if text := RedactText(sql); RedactText(text) != text {
+					t.Fatalf("%q became %q", text, RedactText(text))
+				}
 			}
 		}
 		// Values must not outlive masking, whatever stands around them.
@@ -168,7 +275,7 @@ func FuzzRedact(f *testing.F) {
 			compareLexers(t, sql)
 			if _, err := pg.Parse(sql); err == nil {
 				got, _ := Redact(Normalized, sql, &Message{})
-				for _, l := range lexemes(got) {
+				for l := range lexemes(got) {
 					if l.kind == lexString || l.kind == lexNumber {
 						t.Fatalf("%q became %q", sql, got)
 					}
@@ -222,11 +329,16 @@ func TestRedactError(t *testing.T) {
 		{Redacted, "42601", `syntax error at or near "hunter2"`, `ALTER USER bob PASSWORD hunter2`, `syntax error at or near "[masked]"`},
 		{Redacted, "42601", `unterminated quoted string at or near "'hunter2 " x"`, `ALTER USER bob PASSWORD 'hunter2 " x`, `unterminated quoted string at or near "[masked]"`},
 		{Redacted, "42601", `syntax error at or near ""a"b""`, `SELECT "a"b""`, `syntax error at or near "[masked]"`},
+		{Redacted, "P0001", `no luck with password=hunter2 today`, `SELECT f()`, `no luck with password=[masked]`},
+		{Redacted, "08001", `could not connect to "postgres://u:hun/hunter2@h"`, `SELECT f()`, `could not connect to "[masked]"`},
+		{Redacted, "08001", `could not connect to postgres://u:hun/hunter2@h`, `SELECT f()`, `could not connect to postgres://[masked]`},
+		{Full, "P0001", `no luck with password=hunter2 today`, `SELECT f()`, `no luck with password=[masked]`},
 		{Redacted, "08001", `could not connect to server: password=hunter2 user=u`, `SELECT dblink_connect('password=hunter2 user=u')`,
 			`could not connect to server: [masked]`},
 	} {
 		msg, _ := parse(tt.sql)
-		if got := RedactError(tt.how, tt.code, tt.text, tt.sql, msg); got != tt.want {
+		recorded, _ := Redact(tt.how, tt.sql, msg)
+		if got := RedactError(tt.how, tt.code, tt.text, tt.sql, recorded); got != tt.want {
 			t.Errorf("%s\n got %s\nwant %s", tt.sql, got, tt.want)
 		}
 	}
@@ -247,6 +359,9 @@ func TestRedactIsLinear(t *testing.T) {
 		"strings":     "SELECT " + strings.Repeat("'a'\n", n) + ", password = 'hunter2'",
 		"growing":     "SELECT password = 'ask', " + strings.Repeat("crypt('ask'), ", 900) + "'hunter2' AS password",
 		"nested":      nestedBodies(2000),
+		"passes":      "SELECT '" + strings.Repeat("pass", 20*n) + "', password = 'hunter2'",
+		"short":       "SELECT '" + strings.Repeat("pw ", 20*n) + "', password = 'hunter2'",
+		"keys":        "SELECT '" + strings.Repeat("md5", 20*n) + "', password = 'hunter2'",
 		"signs":       "SELECT 1" + strings.Repeat("+", n) + "password = 'hunter2'",
 	} {
 		m := newMasker(sql, 0)
@@ -255,9 +370,32 @@ func TestRedactIsLinear(t *testing.T) {
 			t.Errorf("%s: %d tokens looked at, %d wanted", name, m.work, limit)
 		}
 		got, _ := Redact(Redacted, sql, &Message{})
-		RedactError(Redacted, "23505", sql, sql, &Message{})
+		RedactError(Redacted, "23505", sql, sql, got)
 		if name != "qualified" && secretMarker.MatchString(got) {
 			t.Errorf("%s: not masked", name)
+		}
+	}
+}
+
+// TestRedactCost gives long literals that are full of hints. None may cost much
+// more than a plain one, measured in the same run.
+func TestRedactCost(t *testing.T) {
+	const size = 1 << 20
+	cost := func(piece string) time.Duration {
+		sql := "SELECT '" + strings.Repeat(piece, size/len(piece)) + "'"
+		least := time.Hour
+		for range 3 {
+			began := time.Now()
+			Redact(Redacted, sql, &Message{})
+			RedactText(sql)
+			least = min(least, time.Since(began))
+		}
+		return least
+	}
+	plain := cost("x ")
+	for _, piece := range []string{"pass", "pw", "pw ", "pwd", "token.", "md5", "scram-", "connection ", "://", "://x ", "://x", "bearer\n", "crypt_", "passenger "} {
+		if got := cost(piece); got > 300*plain {
+			t.Errorf("a literal of %q takes %v, a plain one %v", piece, got, plain)
 		}
 	}
 }

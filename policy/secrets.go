@@ -16,7 +16,12 @@ var secretParts = []string{
 	"apikey", "api_key", "access_key", "private_key", "privatekey",
 	"encryption_key", "signing_key", "sslkey", "conninfo", "jwt", "bearer",
 	"authorization",
+	"api-key", "access-key", "private-key", "encryption-key", "signing-key",
 }
+
+// secretEnds are the last words of names that are those of secrets: db_pass,
+// app.pw. They are too short to be looked for inside of words.
+var secretEnds = []string{"pass", "pw"}
 
 // plainNames contain a secret's name and hold none.
 var plainNames = []string{"password_encryption", "password_required", "authorization"}
@@ -29,12 +34,15 @@ var secretCalls = []string{
 	"encrypt", "decrypt", "encrypt_iv", "decrypt_iv",
 }
 
+// keyStarts are how keys begin that services give out.
+var keyStarts = []string{"private key", "tskey-", "ghp_", "github_pat_", "glpat-", "xoxb-", "xoxp-", "sk_live_"}
+
 // hints are what every text with something to mask contains, apart from
 // upper and lower case: most texts have none and are done with.
-var hints = append([]string{
-	"pass", "crypt", "dblink", "pgp_", "hmac", "digest",
-	"connection", "program", "mapping", "set_config", "://", "u&", "scram-", "md5", "tskey-", "private key",
-}, secretParts...)
+var hints = slices.Concat([]string{
+	"pass", "pw", "crypt", "dblink", "pgp_", "hmac", "digest",
+	"connection", "program", "mapping", "set_config", "://", "u&", "scram-", "md5", "eyj",
+}, keyStarts, secretParts)
 
 // hintsBy are the hints by their first two bytes, of which five bits each are
 // looked at: those are the same in capitals.
@@ -85,7 +93,7 @@ func secretName(name string) bool {
 	if slices.Contains(plainNames, name) {
 		return false
 	}
-	return name == "pass" || strings.HasSuffix(name, ".pass") ||
+	return slices.Contains(secretEnds, name[strings.LastIndexAny(name, "._-")+1:]) ||
 		slices.ContainsFunc(secretParts, func(part string) bool { return strings.Contains(name, part) })
 }
 
@@ -135,7 +143,7 @@ func secretsIn(sql string, base, depth int) []span {
 
 func newMasker(sql string, base int) *masker {
 	m := &masker{sql: sql, base: base}
-	for _, l := range lexemes(sql) {
+	for l := range lexemes(sql) {
 		switch {
 		case l.kind != lexComment:
 			m.toks = append(m.toks, l)
@@ -212,7 +220,10 @@ func (s statement) mask() {
 	}
 	for i := s.begin; i < s.end && !s.tired(); i++ {
 		switch s.toks[i].kind {
-		case lexWord, lexQuoted:
+		case lexQuoted:
+			s.masked[i] = s.masked[i] || judgeText(s.text(i)) == carriesSecret
+			s.name(i)
+		case lexWord:
 			s.name(i)
 		case lexString:
 			s.content(i)

@@ -195,6 +195,7 @@ func (s *session) cancelStatement(ctx context.Context, seq int64, by string) err
 	}
 	if s.unsent && (s.phase == deciding || s.phase == assisting) {
 		s.cancelled, s.cancelledBy = true, by // the statement will not be sent
+		s.interruptLocked()
 		s.mu.Unlock()
 		rec.Cancelled, rec.Verdict = true, "allow"
 		s.srv.metrics.cancel("before it was sent")

@@ -99,11 +99,7 @@ func (s *session) nextMessage() (typ byte, n int, e *sessionError) {
 func (s *session) serve(typ byte, n int) *sessionError {
 	act := s.automaton.next(typ, n)
 	if act == query && n <= maxStatement {
-		body, e := s.clientBody(n)
-		if e != nil {
-			return e
-		}
-		return s.serveQuery(body)
+		return s.takeQuery(n)
 	}
 	switch act {
 	case terminate:
@@ -216,8 +212,7 @@ type statement struct {
 
 // serveQuery takes a Query message through reading, verdict, record, server
 // and answer.
-func (s *session) serveQuery(body []byte) *sessionError {
-	st := s.begin()
+func (s *session) serveQuery(st *statement, body []byte) *sessionError {
 	if bad := queryText(body); bad != nil {
 		return s.deny(st, policy.Decision{Refusal: bad})
 	}
@@ -271,12 +266,9 @@ func (s *session) number() (*statement, *sessionError) {
 // read gives a statement its text and reads it. From here on it can be shown
 // to those who look on.
 func (s *session) read(st *statement, sql string) *policy.Refusal {
-	msg, err := s.srv.Judge.Parse(s.ctx, sql)
 	st.sql = sql
-	if err == nil {
-		st.msg = msg
-	}
-	st.shown, st.masked = policy.Redact(s.srv.Redaction, sql, st.msg)
+	err := s.parse(st)
+	s.redactStatement(st)
 	s.mu.Lock()
 	s.sql = cut(st.shown, shownSQL)
 	s.mu.Unlock()
@@ -287,6 +279,20 @@ func (s *session) read(st *statement, sql string) *policy.Refusal {
 		return r
 	}
 	return &policy.Refusal{Code: codeInternal, Message: "pgproxy: the statement could not be read", Rule: "parse"}
+}
+
+// quickText is the length in bytes up to which no text takes long to parse.
+const quickText = 2 << 10
+
+func (s *session) parse(st *statement) (err error) {
+	parse := func(ctx context.Context) error {
+		st.msg, err = s.srv.Judge.ParseFor(ctx, s.caller.Who(), st.sql)
+		return err
+	}
+	if len(st.sql) <= quickText {
+		return parse(s.ctx)
+	}
+	return s.interruptible(parse)
 }
 
 // queryText checks a Query message's body as PostgreSQL does: one string, its
@@ -327,7 +333,8 @@ func (s *session) recordDenial(st *statement, d policy.Decision) {
 	rec := s.queryRecord(st)
 	rec.Verdict, rec.Rule, rec.Kinds = "deny", d.Refusal.Rule, d.Kinds
 	rec.SQLState = d.Refusal.Code
-	rec.Error = policy.RedactError(s.srv.Redaction, d.Refusal.Code, d.Refusal.Message, st.sql, st.msg)
+	rec.Error = s.redactError(st, d.Refusal.Code, d.Refusal.Message)
+	st.keepHead(rec)
 	s.srv.record(rec)
 	s.srv.metrics.refusal(d.Refusal.Rule)
 	s.srv.metrics.denied(d.Kinds)
@@ -502,7 +509,7 @@ func (s *session) lost(st *statement, o exchange.Outcome, e *sessionError) *sess
 func (s *session) recordResult(st *statement, o exchange.Outcome) {
 	lasted := time.Since(st.began)
 	if o.Failure != "" {
-		o.Failure = policy.RedactError(s.srv.Redaction, o.SQLState, o.Failure, st.sql, st.msg)
+		o.Failure = s.redactError(st, o.SQLState, o.Failure)
 	}
 	rec := s.newRecord(audit.Result)
 	rec.Seq, rec.Tag, rec.SQLState, rec.Error = st.seq, o.Tag, o.SQLState, o.Failure

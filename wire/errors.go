@@ -17,6 +17,7 @@ const (
 	codeInvalidCatalogName   = "3D000"
 	codeInsufficientPriv     = "42501"
 	codeUndefinedObject      = "42704"
+	codeOutOfMemory          = "53200"
 	codeTooManyConnections   = "53300"
 	codeTooComplex           = "54001"
 	codeQueryCanceled        = "57014"

@@ -168,6 +168,7 @@ func (s *session) endLocked(e *sessionError) {
 		return
 	}
 	s.ending, s.endingAt = e, time.Now()
+	s.interruptLocked()
 	switch s.phase {
 	case resting:
 		s.conn.SetReadDeadline(past)

@@ -216,6 +216,10 @@ func shorten(name string, n int) string {
 // lift changes one of the session's own settings, and records it. The settings
 // of the server that follow from it are put right before the next statement.
 func (s *session) lift(verb, name, value string) *policy.Refusal {
+	asked := value
+	if name == "reason" {
+		value = policy.RedactText(value) // it is shown to others
+	}
 	s.mu.Lock()
 	var r *policy.Refusal
 	if verb == "SET" {
@@ -227,20 +231,17 @@ func (s *session) lift(verb, name, value string) *policy.Refusal {
 		s.rule = s.lifts.Effective(s.base)
 	}
 	s.mu.Unlock()
-	s.recordLift(verb, name, value, r)
+	s.recordLift(verb, name, asked, r)
 	return r
 }
 
 // recordLift records a change of the session's own settings, or its refusal.
 func (s *session) recordLift(verb, name, value string, r *policy.Refusal) {
 	rec := s.newRecord(audit.Lift)
-	rec.Seq, rec.SQL = s.seq, verb+" pgproxy."+name
-	if verb == "SET" {
-		rec.SQL += " = " + quoteLiteral(value)
-	}
-	rec.Verdict = "allow"
+	rec.Seq, rec.Verdict = s.seq, "allow"
 	if r != nil {
-		rec.Verdict, rec.SQLState, rec.Error, rec.Rule = "deny", r.Code, r.Message, r.Rule
+		rec.Verdict = "deny"
 	}
+	s.redactLift(rec, verb, name, value, r)
 	s.srv.record(rec)
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"pgproxy/policy"
+	"pgproxy/policy/fair"
 	"pgproxy/upstream"
 	"pgproxy/wire/audit"
 )
@@ -66,6 +67,9 @@ type Server struct {
 	StatusPage string
 
 	Logger *slog.Logger
+
+	memory     *fair.Semaphore // of large statements
+	memoryWait time.Duration
 
 	keys    cancelKeys
 	metrics metrics
@@ -148,6 +152,9 @@ func (srv *Server) track(ln net.Listener) bool {
 		srv.sessions = make(map[*session]struct{})
 		srv.perUser = make(map[string]int)
 		srv.pending = make(map[string]int)
+	}
+	if srv.memory == nil {
+		srv.memory, srv.memoryWait = newStatementMemory(), memoryWait
 	}
 	srv.metrics.init()
 	srv.listeners[ln] = struct{}{}
@@ -402,8 +409,9 @@ func (srv *Server) record(rec *audit.Record) {
 	}
 }
 
-// write writes an audit record. All of them pass here, to be timed.
+// write writes an audit record. All of them pass here, to be masked and timed.
 func (srv *Server) write(rec *audit.Record) error {
+	redact(rec)
 	began := time.Now()
 	err := srv.Audit.Write(rec)
 	srv.metrics.recorded(time.Since(began), err)

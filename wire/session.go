@@ -68,6 +68,7 @@ type session struct {
 	out       []byte // copied bytes for the client, not yet written
 	direct    []byte // the same where they lie, in the server's buffer
 	memory    policy.Memory
+	redactor  policy.Redactor
 	quiet     bool // no NOTICE at login, nor about an open transaction
 	warnedTx  bool // the client knows how long a transaction may wait
 	listening bool // it has LISTENed, and is told at once
@@ -106,6 +107,7 @@ type session struct {
 	unsent      bool         // a statement was begun, and neither sent nor answered
 	cancelled   bool         // a cancel came for it
 	cancelledBy string       // who has cancelled it, where it was not its own client
+	interrupt   func()       // ends what is waited for before it is sent; nil = nothing is
 	clock       clock        // the running statement's limits
 	sql         string       // the statement last begun, as Info.SQL
 	seq         int64        // its number
@@ -155,6 +157,7 @@ func (s *session) run() {
 		s.refuse(err)
 		return
 	}
+	st.client = policy.RedactText(st.client) // it is shown to others, and logged
 	s.startup = st
 	if st.cancel != nil {
 		s.serveCancel(caller, whoErr)
@@ -273,9 +276,9 @@ func (s *session) refuse(e *sessionError) {
 	if !e.quiet {
 		s.srv.metrics.refused(e.code)
 		rec := s.newRecord(audit.Refuse)
-		rec.SQLState, rec.Error = e.code, e.message
+		rec.SQLState, rec.Error = e.code, policy.RedactError(policy.Redacted, e.code, e.message, "", "")
 		s.srv.record(rec)
-		s.log.Info("connection refused", "sqlstate", e.code, "err", e)
+		s.log.Info("connection refused", "sqlstate", e.code, "error", rec.Error, errAttr(e.cause))
 		s.conn.Write(e.append(s.out))
 		closeGently(s.conn)
 	} else if e.cause != nil {
@@ -408,7 +411,7 @@ func errAttr(err error) slog.Attr {
 	if err == nil {
 		return slog.Attr{}
 	}
-	return slog.Any("err", err)
+	return slog.String("err", policy.RedactText(err.Error())) // it may quote what a client chose
 }
 
 func load(n *atomic.Int64) *int64 {

@@ -18,6 +18,7 @@ import (
 	"os"
 	"os/exec"
 	"os/signal"
+	"sync"
 	"syscall"
 
 	"pgproxy/policy/fair"
@@ -43,19 +44,22 @@ type Pool struct {
 	// one that has read a larger text is ended, and its memory with it.
 	MaxReuse int
 
-	turns  *fair.Semaphore
-	places chan *process // the idle places; nil stands for one without a process
-	ctx    context.Context
-	close  context.CancelFunc
+	turns *fair.Semaphore // of places
+	ctx   context.Context // ends with Close
+	close context.CancelFunc
+
+	mu     sync.Mutex
+	idle   []*process // those that nobody uses; the last one is used next
+	busy   int        // calls of Do that have a place
+	closed bool
+	ended  sync.Cond // on mu: busy has fallen
 }
 
 // New returns a pool of n places. It must be closed.
 func New(n, maxReuse int) *Pool {
-	p := &Pool{MaxReuse: maxReuse, turns: fair.New(int64(n), int64(max(n-1, 1))), places: make(chan *process, n)}
+	p := &Pool{MaxReuse: maxReuse, turns: fair.New(int64(n), int64(max(n-1, 1)))}
 	p.ctx, p.close = context.WithCancel(context.Background())
-	for range n {
-		p.places <- nil
-	}
+	p.ended.L = &p.mu
 	return p
 }
 
@@ -63,47 +67,73 @@ func New(n, maxReuse int) *Pool {
 // waits for a free place; when ctx ends, so does the child, and Do returns. Any
 // error but ErrClosed and ctx's means that the child died of the request.
 func (p *Pool) Do(ctx context.Context, caller, request string) ([]byte, error) {
-	child, done, err := p.take(ctx, caller)
+	done, err := p.turn(ctx, caller)
 	if err != nil {
 		return nil, err
 	}
 	defer done()
+	child, err := p.take(len(request))
+	if err != nil {
+		return nil, err
+	}
 	used := child != nil
 	child, answer, err := attempt(ctx, child, request)
 	if err != nil && used && ctx.Err() == nil {
 		// It may have died before, of something else.
 		child, answer, err = attempt(ctx, nil, request)
 	}
-	if child != nil && len(request) > p.MaxReuse {
-		child.end()
-		child = nil
-	}
-	p.places <- child
+	p.put(child, len(request))
 	if err != nil && ctx.Err() != nil {
 		err = ctx.Err()
 	}
 	return answer, err
 }
 
-// take waits for the caller's turn and takes a place. Done gives the turn back,
-// after the place.
-func (p *Pool) take(ctx context.Context, caller string) (child *process, done func(), err error) {
-	waiting, cancel := context.WithCancel(ctx)
+// turn waits for the caller's turn to take a place.
+func (p *Pool) turn(ctx context.Context, caller string) (done func(), err error) {
+	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(p.ctx, cancel)()
-	done, err = p.turns.Acquire(waiting, caller, 1)
-	if err == nil {
-		select {
-		case child = <-p.places: // at once, unless Close has taken them
-			return child, done, nil
-		case <-p.ctx.Done():
-			done()
-		}
+	done, err = p.turns.Acquire(ctx, caller, 1)
+	if err != nil && p.ctx.Err() != nil {
+		return nil, ErrClosed
 	}
-	if p.ctx.Err() != nil {
-		err = ErrClosed
+	return done, err
+}
+
+// take returns an idle process for a request of a size, nil where one is to be
+// started. A request after which its process is ended gets a new one, so that
+// small requests find one that runs; beside those at work there are thus at most
+// as many idle ones.
+func (p *Pool) take(size int) (*process, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.closed {
+		return nil, ErrClosed
 	}
-	return nil, nil, err
+	p.busy++
+	last := len(p.idle) - 1
+	if last < 0 || size > p.MaxReuse {
+		return nil, nil
+	}
+	child := p.idle[last]
+	p.idle = p.idle[:last]
+	return child, nil
+}
+
+// put ends what take began. A process that can be asked again becomes idle.
+func (p *Pool) put(child *process, size int) {
+	if child != nil && size > p.MaxReuse {
+		child.end()
+		child = nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if child != nil {
+		p.idle = append(p.idle, child)
+	}
+	p.busy--
+	p.ended.Broadcast()
 }
 
 // attempt asks a child, a new one where there is none. It returns the child if
@@ -127,10 +157,14 @@ func attempt(ctx context.Context, child *process, request string) (*process, []b
 // them. It must be called once.
 func (p *Pool) Close() {
 	p.close()
-	for range cap(p.places) {
-		if child := <-p.places; child != nil {
-			child.end()
-		}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.closed = true
+	for p.busy > 0 {
+		p.ended.Wait()
+	}
+	for _, child := range p.idle {
+		child.end()
 	}
 }
 

@@ -44,6 +44,15 @@ func obey(request []byte) []byte {
 
 var eaten [][]byte
 
+// awaitBusy returns when a request has a place.
+func awaitBusy(p *Pool) {
+	for busy := false; !busy; time.Sleep(time.Millisecond) {
+		p.mu.Lock()
+		busy = p.busy > 0
+		p.mu.Unlock()
+	}
+}
+
 func newPool(t *testing.T) *Pool {
 	p := New(2, 1<<20)
 	t.Cleanup(p.Close)
@@ -127,9 +136,7 @@ func TestFair(t *testing.T) {
 			}
 		})
 	}
-	for len(p.places) > 1 { // until one of them has a place
-		time.Sleep(time.Millisecond)
-	}
+	awaitBusy(p)
 	for range 20 {
 		if got := ask(t, p, "abc"); got != "ABC" {
 			t.Errorf("%q", got)
@@ -137,6 +144,22 @@ func TestFair(t *testing.T) {
 	}
 	cancel()
 	wg.Wait()
+}
+
+// TestWarm: a large request, whose process is ended afterwards, leaves the one
+// that runs to small ones.
+func TestWarm(t *testing.T) {
+	p := newPool(t)
+	pid := ask(t, p, "pid")
+	large := string(bytes.Repeat([]byte("x"), 2<<20))
+	for range 3 {
+		if got := ask(t, p, large); len(got) != len(large) {
+			t.Fatalf("%d bytes", len(got))
+		}
+		if got := ask(t, p, "pid"); got != pid {
+			t.Errorf("a small request found process %s, not %s", got, pid)
+		}
+	}
 }
 
 // TestIdleDeath kills a child between two requests: the next one is answered
@@ -176,9 +199,7 @@ func TestClosed(t *testing.T) {
 	var wg sync.WaitGroup
 	ctx, cancel := context.WithCancel(t.Context())
 	wg.Go(func() { p.Do(ctx, "alice", "hang") })
-	for len(p.places) > 0 {
-		time.Sleep(time.Millisecond)
-	}
+	awaitBusy(p)
 	wg.Go(func() {
 		defer cancel()
 		if _, err := p.Do(t.Context(), "bob", ""); !errors.Is(err, ErrClosed) {

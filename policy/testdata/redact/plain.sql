@@ -45,3 +45,17 @@ GRANT password_admin TO bob
 ;;
 SELECT a.token_count, b.id FROM a JOIN b ON a.id = b.id WHERE b.name = 'x'
 ;;
+SELECT 'https://example.com:8080/a/very/long/path/indeed?a=b&c=d#e', 'mail to a@b.example.com'
+;;
+SELECT '{"url": "https://example.com:8080/x", "mail": "a@b.example.com"}'
+;;
+SELECT 'postgres://u@h/db', 'postgres://h:5432/db'
+;;
+SELECT 'https://example.com:443/0123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789012345678901234567890123456789'
+;;
+SELECT compass, bypass, hpw FROM trips WHERE compass = 'north' AND hpw = 4
+;;
+SELECT 'select name from users where password is null'
+;;
+PREPARE p(int) AS SELECT * FROM orders WHERE id = $1
+;;

@@ -191,3 +191,121 @@ DO $$ BEGIN SET keep.password TO hunter2; PERFORM keep('keep'); END $$
 ;;
 CREATE OR REPLACE PROCEDURE keep_p() LANGUAGE plpgsql AS $b$ BEGIN UPDATE keep_u SET password = 'hunter2' WHERE keep_id = 'keep'; END $b$
 ;;
+SELECT keep_copy('postgres://u:hunt/hunter2@h/db')
+;;
+SELECT keep_copy('postgres://u:hunter?x=1@h/db')
+;;
+SELECT keep_copy('postgres://u:#hunter2@h/db')
+;;
+SELECT keep_copy('postgres://u:p@hunter2@h/db')
+;;
+SELECT keep_copy('postgres://u:5432/hunter2@h/db')
+;;
+SELECT keep_copy('postgres://u:p:hunter2/?#@[fd7a::1]:5432/db')
+;;
+SELECT keep_copy('postgres://u/x:hunter2@h/db')
+;;
+SELECT keep_copy('postgres://u:hunter2@h1:5432,h2:5432/db?sslmode=require')
+;;
+SELECT keep_copy('postgres://h.example.com/db?user=u&password=hunter2')
+;;
+SELECT keep_copy('postgres://h/db?sslpassword=hun%2Fhunter2')
+;;
+SELECT 'keep', 'jdbc:postgresql://h:5432/db?user=u&password=hunter2'
+;;
+SELECT keep_copy('see https://u:hunter/2@h/ for more')
+;;
+SELECT keep_copy('{"dsn": "mysql://u:hun/ter@hunter@h/db"}')
+;;
+SELECT keep_copy($u$amqps://u:hunter/2@h:5671/vhost$u$)
+;;
+SELECT keep_copy(E'postgres://u:hunter\'s/2@h/db')
+;;
+SELECT dblink('postgres://u:hunter/2@h/db', 'select keep_not')
+;;
+CREATE SUBSCRIPTION keep_s CONNECTION 'postgres://u:hunter/2@h/db' PUBLICATION keep_p
+;;
+COMMENT ON DATABASE keep_db IS 'postgres://u:hunter/2@h/db'
+;;
+SELECT 'keep' -- postgres://u:hunter/2@h/db
+;;
+SELECT /* dsn: postgres://u:hun/ter@hunter@h/db */ 'keep'
+;;
+NOTIFY keep_channel, 'postgres://u:hunter/2@h/db'
+;;
+DO $$ BEGIN PERFORM keep('postgres://u:hunter/2@h/db'); END $$
+;;
+COPY keep_t FROM PROGRAM 'psql postgres://u:hunter/2@h/db'
+;;
+ALTER SYSTEM SET primary_conninfo = 'postgres://u:hunter/2@h/db'
+;;
+UPDATE keep_cfg SET keep_url = 'https://u:hunter2/@h' WHERE keep_id = 'keep'
+;;
+SELECT keep_copy('host=h user=u password = ''hunter 2''')
+;;
+SELECT keep_copy('host=h PASSWORD=hunter2 user=u')
+;;
+SELECT keep_copy('host=h sslpassword=hunter2')
+;;
+SELECT keep_copy('PGPASSWORD=hunter2 psql -h db')
+;;
+SELECT keep_copy('DB_PASS=hunter2')
+;;
+SELECT keep_copy('smtp-pass: hunter2')
+;;
+SELECT keep_copy('{"user": "u", "pw": "hunter2"}')
+;;
+UPDATE keep_users SET pw = 'hunter2' WHERE keep_id = 'keep'
+;;
+UPDATE keep_users SET db_pass = 'hunter2' WHERE keep_id = 'keep'
+;;
+INSERT INTO keep_users (keep_name, user_pw) VALUES ('keep_not', 'hunter2')
+;;
+SELECT keep_copy('<config><password>hunter2</password></config>')
+;;
+SELECT keep_copy('<db password="hunter2"/>')
+;;
+SELECT keep_copy('curl -H "X-Api-Key: hunter2" https://h')
+;;
+SELECT keep_copy('aws-secret-access-key=hunter2')
+;;
+SELECT keep_copy('the new password is hunter2')
+;;
+SELECT keep_copy('ghp_hunter2hunter2')
+;;
+SELECT keep_copy('glpat-hunter2'), keep_copy('keep')
+;;
+SELECT keep_copy('xoxb-1-hunter')
+;;
+SELECT keep_copy('eyJhunter0AbCd.eyJhunter0AbCd.hunter')
+;;
+SELECT keep_copy('SCRAM-SHA-256$4096:hunter$hunter:hunter')
+;;
+EXPLAIN (ANALYZE, FORMAT json) UPDATE keep_users SET password = 'hunter2'
+;;
+SELECT jsonb_set(keep_doc, '{password}', '"hunter2"') FROM keep_t
+;;
+SELECT keep_doc || jsonb_build_object('api-key', 'hunter2') FROM keep_t
+;;
+SELECT 'keep'; SET keep.pass = hunter2; SELECT 'keep too'
+;;
+SET pgproxy.reason = 'password=hunter2'
+;;
+SET pgproxy.password = 'hunter2'
+;;
+SELECT set_config('keep.db_pw', 'hunter2', true)
+;;
+BEGIN; ALTER ROLE keep_bob PASSWORD 'hunter2'; COMMIT
+;;
+CREATE TABLE keep_t AS SELECT 'hunter2' AS password
+;;
+DECLARE keep_c CURSOR FOR SELECT * FROM keep_users WHERE password = 'hunter2'
+;;
+WITH keep AS (SELECT 'postgres://u:hunter/2@h/db') SELECT * FROM keep
+;;
+CREATE DATABASE "postgres://u:hunter/2@h/db"
+;;
+SELECT keep_a AS "password: hunter2" FROM keep
+;;
+SHOW "my.password=hunter2"
+;;

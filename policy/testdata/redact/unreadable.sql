@@ -45,3 +45,13 @@ SELECT 'hunter' 'hunter' FROM
 ;;
 create user mapping for x server s options (user 'u' pass hunter2
 ;;
+psql postgres://u:hunter/2@h/db
+;;
+SELECT 'x' FRM 'postgres://u:hun?ter2@hunter@h/db'
+;;
+EXECUTE up('hunter2'
+;;
+EXECUTE up 'hunter2'
+;;
+db_pass=hunter2
+;;
