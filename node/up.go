@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"regexp"
@@ -194,8 +195,9 @@ type waiting struct {
 	// words are for whoever asks, without an address, and without the login
 	// URL: whoever opens that decides in whose tailnet the node is.
 	words string
-	// log and its detail are for the operator.
-	log, detail string
+	// log and its detail are for the operator; log is words unless it is set.
+	log    string
+	detail slog.Attr
 }
 
 // limitedPrefix begins what becomes of the coordination server's 429. tsnet
@@ -232,14 +234,18 @@ func (j *joining) waiting() waiting {
 		return waiting{
 			words:  "nobody has logged the node in; the login URL is in pgproxy's log",
 			log:    "to let this node into the tailnet, open the login URL",
-			detail: j.loginURL,
+			detail: slog.String("url", j.loginURL),
 		}
 	case j.limited():
 		return waiting{words: "the coordination server asks to wait: " + j.failure}
 	case j.away != nil:
-		return waiting{words: "the coordination server is out of reach", detail: j.n.mask.text(j.away.Error())}
+		return waiting{words: "the coordination server is out of reach", detail: slog.Any("err", j.n.mask.err(j.away))}
 	case j.failure != "" && !j.probing:
-		return waiting{words: "the coordination server does not let the node in yet; pgproxy's log says why", log: "the coordination server does not let the node in yet", detail: j.failure}
+		return waiting{
+			words:  "the coordination server does not let the node in yet; pgproxy's log says why",
+			log:    "the coordination server does not let the node in yet",
+			detail: slog.String("err", j.failure),
+		}
 	}
 	return waiting{words: stillJoining}
 }
@@ -254,11 +260,7 @@ func (j *joining) tell() {
 		return
 	}
 	j.told = what
-	var args []any
-	if now.detail != "" {
-		args = []any{"detail", now.detail}
-	}
-	j.n.log.Warn(cmp.Or(now.log, now.words), args...)
+	j.n.log.LogAttrs(context.Background(), slog.LevelWarn, cmp.Or(now.log, now.words), now.detail)
 }
 
 // gaveUp is the error when ctx has ended.
@@ -274,8 +276,8 @@ func (j *joining) gaveUp(ctx context.Context) error {
 	if now.words == stillJoining {
 		return fmt.Errorf("timed out in state %s", j.state)
 	}
-	if now.detail != "" {
-		return fmt.Errorf("timed out: %s: %s", now.words, now.detail)
+	if detail := now.detail; detail.Key != "" {
+		return fmt.Errorf("timed out: %s: %s", now.words, detail.Value)
 	}
 	return fmt.Errorf("timed out: %s", now.words)
 }

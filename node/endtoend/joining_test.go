@@ -17,7 +17,7 @@ func launchWaiting(t *testing.T, tn *nodetest.Tailnet) (p *proxy, probes, loginU
 	p = &proxy{name: "pgproxy-waits"}
 	p.launch(t, postgres, nil, []string{"-hostname", p.name, "-control-url", tn.ControlURL(), "-state-dir", t.TempDir(), "-health-listen", "127.0.0.1:0"})
 	probes = p.log.await(t, "health")["address"].(string)
-	return p, probes, p.log.await(t, "open the login URL")["detail"].(string)
+	return p, probes, p.log.await(t, "open the login URL")["url"].(string)
 }
 
 // probe asks a plain address.

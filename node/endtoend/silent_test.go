@@ -42,8 +42,8 @@ func TestSilentPeers(t *testing.T) {
 
 	for _, s := range []*session{holder, listener} {
 		s.gone(t, 15*time.Second)
-		if r := p.disconnect(t, s); r.Reason != "client lost" {
-			t.Errorf("%s ended with %q", s.id, r.Reason)
+		if r := p.disconnect(t, s); r.EndReason != "client lost" {
+			t.Errorf("%s ended with %q", s.id, r.EndReason)
 		}
 	}
 	p.connect(t, phone).query(t, "BEGIN; SELECT FROM silent WHERE id = 1 FOR UPDATE NOWAIT; ROLLBACK")
