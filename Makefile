@@ -13,7 +13,7 @@ test: ## run all tests, against every PostgreSQL that can be had
 	.ci/postgres
 	.ci/versions
 	.ci/clients
-	go test -race -timeout 12m ./...
+	go test -race -timeout 20m ./...
 
 demo: ## a tailnet, a database and the proxy on this machine, and psql
 	.ci/postgres

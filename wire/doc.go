@@ -51,7 +51,7 @@ from other goroutines:
 	starting   the upstream    deciding                       ConnectTimeout
 	resting    the client      deciding, ending               IdleTimeout
 	deciding   nobody for long assisting, running, resting    -
-	assisting  the upstream    deciding                       ownTimeout
+	assisting  the upstream    deciding                       internalTimeout
 	running    the upstream    deciding                       statement_timeout, and a little
 	ending     the client      -                              a second
 
@@ -78,7 +78,7 @@ What is made of a client's messages is a table (state.go) with two states:
 	too long       the end               the end
 
 An error of the proxy's own inside of a transaction fails it on the server too
-(session.poison), so that ReadyForQuery says what is true there.
+(exchange.Backend.FailTx), so that ReadyForQuery says what is true there.
 
 # Goroutines
 
@@ -107,7 +107,7 @@ closes the client's from outside.
 
 A statement is sent after its record was written, and not without. The bytes
 that were judged are the bytes that are sent. A cancel never reaches a statement
-after the one it was meant for: see gate. A client that vanished leaves nothing
+after the one it was meant for: see package exchange. A client that vanished leaves nothing
 running. What cannot be read, judged or recorded is refused. Nothing is sent for
 a session whose end is settled. A panic ends the session that meets it, and no
 other.
