@@ -217,10 +217,12 @@ func (w *corpusRun) refused(c policytest.Case, access policy.Access, s *client) 
 	}
 	before, seen := w.exec(corpusState), w.seen(s)
 	w.denied(s, c.Messages[last], c.Want[access], "Z(I)")
-	if want := c.Want[access]; want != "catalog" && c.Rule(access).Where != policy.WhereKey { // which look into the catalogue
-		if now := w.seen(s); now != seen {
-			w.t.Errorf("%s\nthe server ran %s", w.about, now)
-		}
+	switch now := w.seen(s); {
+	case now == seen:
+	case c.Want[access] == "catalog", c.Rule(access).Where == policy.WhereKey: // which look into the catalogue
+	case c.Want[access] == "syntax" && now == "SELECT;"+c.Messages[last]+" | ": // read for its error, never run: exchange.Backend.Syntax
+	default:
+		w.t.Errorf("%s\nthe server ran %s", w.about, now)
 	}
 	if strings.HasSuffix(s.query("BEGIN"), "Z(T)") {
 		w.denied(s, c.Messages[last], c.Want[access], "Z(E)")
