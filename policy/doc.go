@@ -43,11 +43,12 @@
 //
 // A change of rows is judged by the table or view that the session's own
 // database has under the name. It is refused below admin access when that is
-// one of PostgreSQL's own relations, or a view or rule that leads to one:
-// changing these is DDL in disguise, and an UPDATE of pg_settings is a SET. A
-// table that was found harmless is not asked about again until the session may
-// have changed what its name means. Without a database a name without a schema
-// is refused when some search_path makes it the catalogue's.
+// one of PostgreSQL's own relations, or a view that leads to one: changing
+// these is DDL in disguise, and an UPDATE of pg_settings is a SET. What a
+// table's rules and a view's INSTEAD OF triggers do is the database's own code.
+// A table that was found harmless is not asked about again until the session
+// may have changed what its name means. Without a database a name without a
+// schema is refused when some search_path makes it the catalogue's.
 //
 // With require_where "key", UPDATE, DELETE and MERGE compare all columns of a
 // unique key with constants; the key is not deferrable, since such a key holds

@@ -53,11 +53,15 @@ func unsettles(st *Statement) bool {
 	switch st.Kind {
 	case "BEGIN", "START TRANSACTION", "SAVEPOINT", "RELEASE", "SHOW":
 		return false
-	case "INSERT", "UPDATE", "DELETE", "MERGE", "SELECT":
-		return st.facts.Configures || st.facts.Foreign
+	case "INSERT", "UPDATE", "DELETE", "MERGE", "SELECT", "SET", "RESET", "PREPARE", "DEALLOCATE", "DEALLOCATE ALL":
+		return st.facts.Foreign || slices.ContainsFunc(st.Settings, func(name string) bool { return resolvingSettings[name] })
 	}
 	return true
 }
+
+// resolvingSettings are those by which names are resolved: search_path may name
+// the schema of the current user.
+var resolvingSettings = map[string]bool{"search_path": true, "role": true, "session_authorization": true, AnySetting: true}
 
 // pinned reports why the rows of keyQuery show that ch may change rows of a
 // table that it does not name by a key, "" if it names them all.

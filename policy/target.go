@@ -152,9 +152,10 @@ func (j *judgement) ask(sql string) ([][]string, error) {
 }
 
 // query asks whether there is the relation, and for one of PostgreSQL's own
-// that a change of its rows reaches, by way of views and rules. It says
-// nothing of a view with a trigger instead of a change: that is code of the
-// database's. It takes no lock that a table's could be in the way of.
+// that a change of its rows reaches, by way of views and their rules. It says
+// nothing of a view with a trigger instead of a change, nor of a table's rules:
+// these are code of the database's. It takes no lock that a table's could be in
+// the way of.
 //
 // While names are not settled it asks about all relations of that name.
 func (r *relation) query(unsettled bool) string {
@@ -165,19 +166,19 @@ func (r *relation) query(unsettled bool) string {
 	return fmt.Sprintf(targetSQL, "c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass("+quoteLiteral(r.quoted())+")")
 }
 
-// The relations that a rule or a view speaks of stand in its parse tree:
+// The relations that a view speaks of stand in its parse tree:
 // pg_depend leaves out the tables of pg_catalog, which cannot be dropped.
 const targetSQL = `WITH RECURSIVE system (oid) AS (
   SELECT n.oid FROM pg_catalog.pg_namespace n
   WHERE n.nspname OPERATOR(pg_catalog.=) ANY (ARRAY['pg_catalog', 'information_schema']::pg_catalog.name[])
   OR pg_catalog.starts_with(n.nspname::pg_catalog.text, 'pg_toast')
-), reached (oid, name, system) AS (
-  SELECT c.oid, c.relname, EXISTS (SELECT FROM system s WHERE s.oid OPERATOR(pg_catalog.=) c.relnamespace)
+), reached (oid, name, kind, system) AS (
+  SELECT c.oid, c.relname, c.relkind, EXISTS (SELECT FROM system s WHERE s.oid OPERATOR(pg_catalog.=) c.relnamespace)
   FROM pg_catalog.pg_class c WHERE %s
   UNION
-  SELECT c.oid, c.relname, EXISTS (SELECT FROM system s WHERE s.oid OPERATOR(pg_catalog.=) c.relnamespace)
+  SELECT c.oid, c.relname, c.relkind, EXISTS (SELECT FROM system s WHERE s.oid OPERATOR(pg_catalog.=) c.relnamespace)
   FROM reached v
-  JOIN pg_catalog.pg_rewrite w ON w.ev_class OPERATOR(pg_catalog.=) v.oid AND NOT v.system
+  JOIN pg_catalog.pg_rewrite w ON w.ev_class OPERATOR(pg_catalog.=) v.oid AND v.kind OPERATOR(pg_catalog.=) 'v' AND NOT v.system
   CROSS JOIN LATERAL pg_catalog.regexp_matches(w.ev_action::pg_catalog.text, ':relid ([0-9]+)', 'g') m (id)
   JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) m.id[1]::pg_catalog.oid
   WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid OPERATOR(pg_catalog.=) v.oid

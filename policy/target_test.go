@@ -28,6 +28,7 @@ CREATE VIEW dba.own AS SELECT c.relname AS x FROM pg_class c JOIN pg_namespace n
 CREATE FUNCTION dba.f() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';
 CREATE TRIGGER t INSTEAD OF UPDATE ON dba.own FOR EACH ROW EXECUTE FUNCTION dba.f();
 CREATE TABLE settings (name text, setting text);
+CREATE TABLE noted (id int); CREATE RULE r AS ON INSERT TO noted DO ALSO INSERT INTO orders SELECT count(*) FROM pg_stat_activity;
 `
 
 // targetCases are messages of one session after the other, each sent where it
@@ -44,6 +45,8 @@ var targetCases = []struct {
 	{"ok", "UPDATE dba.sizes SET x = 1 WHERE id = 1", "a view of a table"},
 	{"ok", "UPDATE dba.own SET x = 'x' WHERE x = 'y'", "a view with a trigger: the database's own code"},
 	{"ok", "UPDATE settings SET setting = 'x' WHERE name = 'x'", "a table that is named like a view of another schema's"},
+	{"ok", "INSERT INTO noted VALUES (1)", "a table with a rule that reads the catalogue"},
+	{"ok", "SET work_mem = '1MB'; UPDATE pg_imports SET x = 1 WHERE id = 1; RESET work_mem", "in a script"},
 	{"ok", "UPDATE nowhere SET x = 1 WHERE id = 1", "the server's to refuse"},
 	{"ok", "BEGIN; UPDATE columns SET x = 1 WHERE id = 1; COMMIT", "in a script"},
 	{"ok", "UPDATE columns SET x = 1 WHERE id = 1; UPDATE pg_imports SET x = 1 WHERE id = 1", "in a script"},
@@ -76,7 +79,7 @@ var targetCases = []struct {
 	{"catalog", "CREATE TEMP VIEW settings AS SELECT * FROM pg_catalog.pg_settings; UPDATE settings SET setting = 'x' WHERE true", "in one message"},
 
 	{"catalog", "SET search_path = information_schema; DELETE FROM sql_features WHERE true", "in one message"},
-	{"catalog", "SELECT set_config('search_path', 'information_schema', false); DELETE FROM sql_features WHERE true", "in one message"},
+	{"catalog", "SELECT set_config('Search_Path', 'information_schema', false); DELETE FROM sql_features WHERE true", "in one message"},
 	{"catalog", "SET search_path = dba; UPDATE again SET setting = 'x' WHERE name = 'y'", "in one message"},
 	{"ok", "SET search_path = shop; UPDATE triggers SET x = 1 WHERE id = 1", "in one message"},
 	{"ok", "UPDATE sql_parts SET x = 1 WHERE id = 1", "a table of that schema"},
@@ -175,7 +178,7 @@ func TestTargetsKnown(t *testing.T) {
 		{0, "INSERT INTO orders VALUES (2)"},
 		{0, "BEGIN"},
 		{0, "UPDATE orders SET id = 3 WHERE id = 2; DELETE FROM orders WHERE id = 1"},
-		{0, "SELECT now()"},
+		{0, "SELECT now(); SET LOCAL lock_timeout = '1s'"},
 		{0, "DELETE FROM orders WHERE id = 3"},
 		{0, "ROLLBACK"},
 		{0, "INSERT INTO orders VALUES (4)"},
