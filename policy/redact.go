@@ -304,12 +304,15 @@ var nouns = map[string]bool{
 	"user": true, "host": true, "policy": true, "partition": true, "server": true, "subscription": true, "publication": true,
 }
 
+// maxQuotes is how many quotation marks a text may have.
+const maxQuotes = 40
+
 // maskQuotes masks each quoted part of a text, unless keep says otherwise of
 // it. Named tells keep that a noun of the catalogue stands before it.
 func maskQuotes(text string, keep func(quoted string, named bool) bool) string {
 	// Quotes inside of quotes: there is no telling the parts, nor if one
-	// is missing.
-	if n := strings.Count(text, `"`); n%2 == 1 || strings.Contains(text, `""`) {
+	// is missing. Nor is each of many looked for in a long statement.
+	if n := strings.Count(text, `"`); n%2 == 1 || n > maxQuotes || strings.Contains(text, `""`) {
 		from, to := strings.IndexByte(text, '"'), strings.LastIndexByte(text, '"')
 		if from == to {
 			return text[:from+1] + secretMark
@@ -340,20 +343,26 @@ const (
 	// minKnown is the length from which a masked value is looked for in error
 	// texts; a shorter one would be found in any word.
 	minKnown = 3
-	// maxKnown is how many values are looked for. With more, nothing is kept
-	// of the text.
-	maxKnown = 1000
+	// maxNeedle is how much of a value is looked for. Where a text repeats the
+	// beginning of a longer one it may have been cut, and nothing is kept from
+	// there on.
+	maxNeedle = 64
+	// maxKnown is how many values are found in a text. With more, nothing is
+	// kept of it.
+	maxKnown = 100
 	// maxKnownTokens is how many tokens are looked at for them. No statement
 	// that was read has more.
 	maxKnownTokens = 2 * maxTokens
 )
 
 // maskKnown masks the values that were masked in the statement, wherever the
-// text repeats them.
+// text repeats them. The text is short and the statement may be long: it is
+// gone through once.
 func maskKnown(text, sql, recorded string) string {
 	if recorded == sql {
 		return text
 	}
+	found := make(map[string]bool)
 	var known []string
 	tokens := 0
 	for l := range lexemes(sql) {
@@ -363,12 +372,21 @@ func maskKnown(text, sql, recorded string) string {
 		if l.kind != lexString && l.kind != lexDollar {
 			continue
 		}
-		if len(known) == 2*maxKnown {
+		value := strings.Trim(sql[l.start:l.end], "'$")
+		needle := value[:min(len(value), maxNeedle)]
+		if len(value) < minKnown || found[needle] || !strings.Contains(text, needle) {
+			continue
+		}
+		if len(found) == maxKnown {
 			return secretMark
 		}
-		value := strings.Trim(sql[l.start:l.end], "'$")
-		if len(value) >= minKnown && !strings.Contains(recorded, value) {
-			known = append(known, value, secretMark)
+		found[needle] = true
+		switch {
+		case strings.Contains(recorded, needle):
+		case len(value) > maxNeedle:
+			text = text[:strings.Index(text, needle)] + secretMark
+		default:
+			known = append(known, needle, secretMark)
 		}
 	}
 	return strings.NewReplacer(known...).Replace(text)

@@ -332,6 +332,9 @@ func TestRedactError(t *testing.T) {
 		{Redacted, "P0001", `no luck with password=hunter2 today`, `SELECT f()`, `no luck with password=[masked]`},
 		{Redacted, "08001", `could not connect to "postgres://u:hun/hunter2@h"`, `SELECT f()`, `could not connect to "[masked]"`},
 		{Redacted, "08001", `could not connect to postgres://u:hun/hunter2@h`, `SELECT f()`, `could not connect to postgres://[masked]`},
+		{Redacted, "22023", `no luck with password; ` + strings.Repeat("hunter", 20), `SELECT pgp_sym_decrypt(x, '` + strings.Repeat("hunter", 200) + `')`,
+			`no luck with password; [masked]`},
+		{Redacted, "22P02", `bad: ` + strings.Repeat(`"a" `, 30), `SELECT f('a')`, `bad: "[masked]" `},
 		{Full, "P0001", `no luck with password=hunter2 today`, `SELECT f()`, `no luck with password=[masked]`},
 		{Redacted, "08001", `could not connect to server: password=hunter2 user=u`, `SELECT dblink_connect('password=hunter2 user=u')`,
 			`could not connect to server: [masked]`},
@@ -386,7 +389,11 @@ func TestRedactCost(t *testing.T) {
 		least := time.Hour
 		for range 3 {
 			began := time.Now()
-			Redact(Redacted, sql, &Message{})
+			recorded, _ := Redact(Redacted, sql, &Message{})
+			for _, text := range []string{"no value of the statement's", sql, strings.Repeat(`"a" `, 2000), strings.Repeat(piece, 4<<10)} {
+				RedactError(Redacted, "22P02", text, sql, recorded)
+				RedactError(Redacted, "22P02", text, sql, "SELECT '[masked]'")
+			}
 			RedactText(sql)
 			least = min(least, time.Since(began))
 		}
