@@ -294,7 +294,7 @@ func TestPipe(t *testing.T) {
 	if err := unix.Mkfifo(path, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Open(path, Options{}); !errors.Is(err, unix.ENXIO) {
+	if _, err := Open(path, Options{}); err == nil || !strings.Contains(err.Error(), "a FIFO that nobody reads") {
 		t.Fatalf("no reader: %v", err)
 	}
 	reader := openPipe(t, path)
@@ -305,7 +305,7 @@ func TestPipe(t *testing.T) {
 	if err := w.Write(&Record{SQL: "two"}); !errors.Is(err, unix.EPIPE) {
 		t.Fatalf("reader gone: %v", err)
 	}
-	if err := w.Write(&Record{SQL: "three"}); !errors.Is(err, unix.ENXIO) {
+	if err := w.Write(&Record{SQL: "three"}); err == nil || !strings.Contains(err.Error(), "a FIFO that nobody reads") {
 		t.Fatalf("reader still gone: %v", err)
 	}
 	reader = openPipe(t, path)
