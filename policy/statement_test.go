@@ -405,7 +405,6 @@ func TestMemoryBounds(t *testing.T) {
 	large := "PREPARE large AS WITH c AS (SELECT 1)" + ctes.String() + " SELECT 1"
 	var m policy.Memory
 	rule := policy.DefaultRule()
-	began := time.Now()
 	for range 3 {
 		msg, err := judge.Parse(t.Context(), large) // anew: it is too long to be kept
 		if err != nil {
@@ -427,7 +426,7 @@ func TestMemoryBounds(t *testing.T) {
 
 	// The same many times under one name.
 	script := readBy(t, judge, strings.Repeat("PREPARE p AS DELETE FROM t WHERE a = 1; EXECUTE p; DEALLOCATE p;", 3000))
-	began = time.Now()
+	began := time.Now()
 	d := policy.Decide(t.Context(), &rule, script, &m, nil)
 	for i := range script.Statements {
 		m.Changes(script, i)
