@@ -104,6 +104,33 @@ func TestSettingsBetweenParts(t *testing.T) {
 	}
 }
 
+// A cursor WITH HOLD and a deferred trigger run what they hold at COMMIT, which
+// may come by itself.
+func TestSettingsAtCommit(t *testing.T) {
+	pg := upstreamtest.Shared(t)
+	sneaky(t, pg)
+	pg.Exec(t, `CREATE FUNCTION sneaky.trigger() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM sneaky.put('track_counts', 'off'); RETURN NEW; END $$;
+		CREATE CONSTRAINT TRIGGER late AFTER INSERT ON sneaky.done DEFERRABLE INITIALLY DEFERRED FOR EACH ROW EXECUTE FUNCTION sneaky.trigger()`)
+	for _, sql := range []string{
+		"DECLARE c CURSOR WITH HOLD FOR SELECT sneaky.put('track_counts', 'off')",
+		"INSERT INTO sneaky.done VALUES (2)",
+	} {
+		p := startProxyTo(t, pg.SocketDSN("postgres", "app"))
+		c := p.login(t)
+		c.query("BEGIN")
+		c.wantPart(sql, "Z(T)")
+		c.wantPart("SELECT 1", "Z(T)")
+		if got := p.records.tampered(); got != nil {
+			t.Errorf("%s: recorded %q before COMMIT", sql, got)
+		}
+		c.wantPart("COMMIT", "C(COMMIT) Z(I)")
+		if got := p.records.tampered(); !slices.Equal(got, []string{"track_counts"}) {
+			t.Errorf("%s: recorded %q", sql, got)
+		}
+		c.wantPart("SHOW track_counts", "D(on)")
+	}
+}
+
 // The stamp and the user's name, forged and put back by one message.
 func TestStampBetweenParts(t *testing.T) {
 	pg := upstreamtest.Shared(t)

@@ -381,6 +381,9 @@ func (w *run) wantsCheck() bool {
 		if len(st.Settings) > 0 || st.Opaque || st.Tx != policy.TxNone && len(stmts) > 1 || st.Tx == policy.TxRollbackTo {
 			return true
 		}
+		if st.Tx == policy.TxCommit && w.settings.atCommit {
+			return true
+		}
 		looks = looks || st.Looks
 	}
 	switch {
@@ -467,10 +470,22 @@ func (w *run) conclude() error {
 	if w.status == 'I' {
 		w.cursors.transactionEnded()
 	}
+	w.settings.atCommit = w.status == 'T' && (w.settings.atCommit || w.actsAtCommit())
 	if w.a.mismatch != "" {
 		return fmt.Errorf("%w: %s", ErrMismatch, w.a.mismatch)
 	}
 	return nil
+}
+
+// actsAtCommit reports whether the message may have left something to be run
+// by the COMMIT of the open transaction.
+func (w *run) actsAtCommit() bool {
+	for i := w.r.First; i < len(w.r.Message.Statements); i++ {
+		if st := &w.r.Message.Statements[i]; st.Opaque || st.Cursor.Hold && st.Looks {
+			return true
+		}
+	}
+	return false
 }
 
 // writesUnseen reports whether the message may have changed rows that were not

@@ -63,7 +63,10 @@ type settings struct {
 	timeout, idleTx time.Duration
 
 	// open says that a message was not checked; see run.wantsCheck.
-	open      bool
+	open bool
+	// atCommit says that the open transaction has run what may act once more at
+	// its COMMIT: deferred triggers, and cursors WITH HOLD.
+	atCommit  bool
 	checkedAt time.Time
 	recent    [8]*policy.Message // the last ones that were checked
 	next      int
