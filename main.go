@@ -749,17 +749,29 @@ func (p *proxy) dial(ctx context.Context, req upstream.Request) (*upstream.Conn,
 	return login.Dial(ctx, req)
 }
 
-// serve runs the proxy until ctx ends or a signal comes, and then drains it.
+// serve runs the proxy until ctx ends or a signal comes, and then drains it. A
+// second signal ends the drain at once.
 func serve(ctx context.Context, c *config, _, stderr io.Writer) error {
-	signalled, stop := signal.NotifyContext(ctx, syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
-	ctx, end := context.WithCancel(ctx)
+	ctx, drain := context.WithCancel(ctx)
+	hurry, end := context.WithCancel(context.Background())
+	returned := make(chan struct{})
+	var watching sync.WaitGroup
+	defer watching.Wait()
 	defer end()
-	// By the time that anybody sees ctx end, a second signal is the system's to
-	// answer: it ends the process.
-	context.AfterFunc(signalled, func() {
-		stop()
-		end()
+	defer drain()
+	defer close(returned)
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, syscall.SIGINT, syscall.SIGTERM)
+	watching.Go(func() {
+		defer signal.Stop(signals) // a third is the system's to answer
+		for _, act := range []func(){drain, end} {
+			select {
+			case <-signals:
+				act()
+			case <-returned:
+				return
+			}
+		}
 	})
 
 	log := c.logger(stderr)
@@ -783,7 +795,7 @@ func serve(ctx context.Context, c *config, _, stderr io.Writer) error {
 		return err
 	}
 	defer at.Close()
-	return p.run(ctx, p.server(at, records, judge), at, records)
+	return p.run(ctx, hurry, p.server(at, records, judge), at, records)
 }
 
 // place is where clients come from: a *node.Node of the tailnet, or this
@@ -893,8 +905,9 @@ func (p *proxy) server(at place, records *audit.Writer, judge *policy.Judge) *wi
 	}
 }
 
-// run serves until ctx ends, then drains. It waits for all that it starts.
-func (p *proxy) run(ctx context.Context, srv *wire.Server, at place, records *audit.Writer) error {
+// run serves until ctx ends, then drains until hurry ends. It waits for all that
+// it starts.
+func (p *proxy) run(ctx, hurry context.Context, srv *wire.Server, at place, records *audit.Writer) error {
 	background, cancel := context.WithCancel(context.Background()) // outlives ctx by the drain
 	var tasks sync.WaitGroup
 	defer tasks.Wait()
@@ -943,9 +956,19 @@ func (p *proxy) run(ctx context.Context, srv *wire.Server, at place, records *au
 	case <-ctx.Done():
 	}
 	p.log.Info("draining: no new sessions; statements and transactions may finish", "timeout", p.drainTimeout)
-	drain, stop := context.WithTimeout(context.Background(), p.drainTimeout)
+	tasks.Go(func() {
+		select {
+		case <-hurry.Done():
+			srv.Close()
+		case <-background.Done():
+		}
+	})
+	drain, stop := context.WithTimeout(hurry, p.drainTimeout)
 	defer stop()
-	if err := srv.Shutdown(drain); err != nil {
+	switch err := srv.Shutdown(drain); {
+	case errors.Is(err, context.Canceled):
+		p.log.Warn("a second signal; what was running was cancelled")
+	case err != nil:
 		p.log.Warn("the drain timeout has passed; what was running was cancelled")
 	}
 	p.log.Info("stopped")

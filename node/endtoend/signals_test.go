@@ -84,7 +84,8 @@ func TestDrainTimeout(t *testing.T) {
 	}
 }
 
-// A second signal does not wait for anybody.
+// A second signal waits for nobody, and still tells everybody, ends what runs on
+// the server and records it.
 func TestSecondSignal(t *testing.T) {
 	t.Parallel()
 	p := start(t, "-drain-timeout", "10m")
@@ -93,12 +94,20 @@ func TestSecondSignal(t *testing.T) {
 	p.log.await(t, "draining")
 	l.inTransaction.query(t, "SELECT 1")
 	p.signal(t, syscall.SIGTERM)
-	if status := p.awaitExit(t).Sys().(syscall.WaitStatus); status.Signal() != syscall.SIGTERM {
-		t.Errorf("pgproxy ended with %v, want the signal", status)
-	}
-	// The server finds out by itself that nobody is there any more.
+	wantCode(t, "the running statement", l.statement.wait(t, soon), "57014")
 	for _, s := range []*session{l.running, l.inTransaction} {
-		s.gone(t, serverNotices)
+		if e := s.ended(t, soon); e.Code != "57P01" {
+			t.Errorf("told %v", e)
+		}
+		s.gone(t, soon)
+	}
+	if state := p.awaitExit(t); state.ExitCode() != 0 {
+		t.Errorf("pgproxy ended with %v", state)
+	}
+	for _, s := range []*session{l.running, l.inTransaction} {
+		if r := p.disconnect(t, s); r.EndReason != "shutdown" || r.SQLState != "57P01" {
+			t.Errorf("recorded as %+v", r)
+		}
 	}
 	if n := postgres.Exec(t, "SELECT n FROM "+l.table)[0][0]; n != "1" {
 		t.Errorf("the row is %s: the transaction was committed", n)
