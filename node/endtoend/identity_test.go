@@ -52,13 +52,19 @@ func TestEverybodyUnderTheirOwnName(t *testing.T) {
 				t.Fatalf("%d notices at login, want one", len(s.notices))
 			}
 			n := s.notices[0]
-			for _, want := range []string{who.login, who.node, "database app", postgres.Version} {
+			for _, want := range []string{who.login, "database app", "write access", "recorded"} {
 				if !strings.Contains(n.Message, want) {
 					t.Errorf("%q is not in the notice %q", want, n.Message)
 				}
 			}
-			if !strings.Contains(n.Detail, "write access") || !strings.Contains(n.Hint, s.id) {
-				t.Errorf("detail %q and hint %q don't say what the access and the session are", n.Detail, n.Hint)
+			if line := "NOTICE:  " + n.Message; len(line) > 100 || n.Detail+n.Hint != "" {
+				t.Errorf("the notice does not fit a line of 100 columns: %q, detail %q, hint %q", line, n.Detail, n.Hint)
+			}
+			told := fmt.Sprint(s.query(t, "SHOW pgproxy.session"))
+			for _, want := range []string{s.id, who.login, who.node, postgres.Addr(), "app"} {
+				if !strings.Contains(told, want) {
+					t.Errorf("SHOW pgproxy.session does not name %q: %s", want, told)
+				}
 			}
 
 			var first []audit.Event
