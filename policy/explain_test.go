@@ -180,7 +180,7 @@ DELETE FROM t WHERE id = 1
 	}
 	var out strings.Builder
 	different, err := explainer(t, explainPolicy).Test(t.Context(), &out, "t.sql", list)
-	want := `t.sql:14: reason@example.com: want allow, got deny require_reason (pgproxy: a reason is wanted for statements that change anything)
+	want := `t.sql:14: reason@example.com: want allow, got deny require_reason (pgproxy: SET pgproxy.reason = 'INC-123' first: statements that change anything need a reason)
 t.sql:16: x@example.com: want deny require_where, got allow
 `
 	if different != 2 || out.String() != want {
