@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 	"unicode/utf8"
@@ -351,7 +352,7 @@ func (s *session) denySyntax(st *statement, bad *policy.Refusal) *sessionError {
 		return s.exchangeError(err)
 	}
 	if message == nil {
-		return s.deny(st, policy.Decision{Refusal: olderGrammar(bad)})
+		return s.deny(st, policy.Decision{Refusal: olderGrammar(bad, s.up.Params["server_version"])})
 	}
 	f := frame.ParseErrorFields(message[frame.HeaderLen:])
 	s.recordDenial(st, policy.Decision{Refusal: &policy.Refusal{Code: f.Code, Message: f.Message, Rule: bad.Rule}})
@@ -360,9 +361,18 @@ func (s *session) denySyntax(st *statement, bad *policy.Refusal) *sessionError {
 	return nil
 }
 
+// parserMajor is the version of PostgreSQL whose grammar pgproxy has.
+const parserMajor = 17
+
 // olderGrammar is the refusal of a text that the server can read and pgproxy
-// cannot.
-func olderGrammar(bad *policy.Refusal) *policy.Refusal {
+// cannot. A rule that is in the grammar of one version was checked later in
+// those before it, in the same words: from an older server these are as good as
+// its own.
+func olderGrammar(bad *policy.Refusal, serverVersion string) *policy.Refusal {
+	major, _, _ := strings.Cut(serverVersion, ".")
+	if n, err := strconv.Atoi(major); err == nil && n <= parserMajor && !strings.HasPrefix(bad.Message, "syntax error") {
+		return bad
+	}
 	r := *bad
 	r.Detail = "The server can read this statement. pgproxy's grammar is older, that of PostgreSQL 17, and what pgproxy cannot read it does not send."
 	if r.Hint == "" {

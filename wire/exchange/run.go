@@ -2,6 +2,7 @@ package exchange
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 	"strings"
@@ -308,7 +309,7 @@ func (w *run) text(seg segment) string {
 	if w.cursors.noScroll(use.Name) && limit > 1 {
 		limit--
 	}
-	if use.Count <= limit {
+	if use.Count <= limit || limit > math.MaxInt32 { // more than the grammar takes
 		return w.r.SQL[seg.start:seg.end]
 	}
 	w.a.limited = limit
