@@ -283,6 +283,7 @@ func TestNotificationsAreMetered(t *testing.T) {
 // Whatever has become of the server's own clock, pgproxy has one, too.
 func TestIdleInTransactionClock(t *testing.T) {
 	pg := upstreamtest.Shared(t)
+	t.Cleanup(func() { pg.Exec(t, "DROP VIEW no_clock") })
 	pg.Exec(t, "CREATE OR REPLACE VIEW no_clock AS SELECT set_config('idle_in_transaction_session_timeout', '0', false); GRANT SELECT ON no_clock TO public")
 	p := startProxy(t, withRule(func(r *policy.Rule) { r.IdleInTransactionTimeout = 500 * time.Millisecond }))
 	c := p.login(t)

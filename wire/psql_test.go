@@ -488,7 +488,7 @@ func TestPsqlTimeouts(t *testing.T) {
 	q := anyPsql(t)
 	p := startProxy(t, withRule(func(r *policy.Rule) { r.StatementTimeout, r.MayLift = 100*time.Millisecond, true }))
 	got := q.run(t, p.at(), "SELECT pg_sleep(60);\nSELECT 'alive';")
-	got.want(t, 0, "ERROR:  canceling statement due to statement timeout (pgproxy's statement_timeout is 100ms)\nHINT:  Make the statement cheaper, or SET pgproxy.statement_timeout", "alive")
+	got.want(t, 0, "ERROR:  canceling statement due to statement timeout (pgproxy's statement_timeout is 100ms)\nHINT:  Make the statement cheaper. SET pgproxy.statement_timeout = '400ms' raises it for this session.", "alive")
 
 	got = q.run(t, p.at(), "SET pgproxy.statement_timeout = '1min';\nSELECT 'slept', pg_sleep(0.3);\nRESET pgproxy.statement_timeout;\nSELECT pg_sleep(60);")
 	got.want(t, 0, " slept ", "is 100ms")
