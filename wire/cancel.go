@@ -3,12 +3,10 @@ package wire
 import (
 	"context"
 	"crypto/subtle"
-	"fmt"
 	"sync"
 	"time"
 
 	"pgproxy/policy"
-	"pgproxy/wire/audit"
 )
 
 // cancelKey is what a CancelRequest names its session by. It is the
@@ -70,29 +68,14 @@ func (k *cancelKeys) find(key *cancelKey) *session {
 func (srv *Server) cancelRequest(ctx context.Context, caller policy.Caller, key *cancelKey) {
 	target := srv.keys.find(key)
 	if target == nil || !sameNode(caller, target.caller) {
-		srv.dropCancel(caller, nil)
+		srv.cancelDropped(caller, nil)
 		return
 	}
 	target.cancelStatement(ctx, 0, "")
 }
 
-// dropCancel counts a cancel request that reaches nobody, and records it: the
-// first few of a caller by themselves, and the others of a minute in one record.
-// err is why its sender is not known, if that is why.
-func (srv *Server) dropCancel(caller policy.Caller, err error) {
-	srv.metrics.cancel("dropped")
-	if !srv.dropped.add(caller) {
-		return
-	}
-	srv.Logger.Info("cancel request dropped", "user", caller.Who(), "node", caller.Node, "addr", caller.Addr, errAttr(err))
-	srv.record(droppedRecord(caller))
-}
-
-func droppedRecord(caller policy.Caller) *audit.Record {
-	return &audit.Record{Time: time.Now(), Event: audit.Cancel, Verdict: "deny",
-		User: caller.Who(), Node: caller.Node, NodeID: caller.NodeID, Tags: caller.Tags, Addr: caller.Addr}
-}
-
+// A cancel request that reaches nobody is counted, and recorded: the first few
+// of a caller by themselves, and the others of a minute in one record.
 const (
 	// droppedAlone is how many dropped cancel requests of one caller are
 	// recorded by themselves, in droppedPeriod.
@@ -151,85 +134,48 @@ func (d *droppedCancels) take(now time.Time) map[string]*droppedCaller {
 	return callers
 }
 
-// recordDropped records the cancel requests of a period that were not recorded
-// by themselves.
-func (srv *Server) recordDropped(now time.Time) {
-	for _, c := range srv.dropped.take(now) {
-		if more := c.count - droppedAlone; more > 0 {
-			rec := droppedRecord(c.Caller)
-			rec.Error = fmt.Sprintf("%d more cancel requests reached nobody within %v", more, droppedPeriod)
-			srv.record(rec)
-			srv.Logger.Info("cancel requests dropped", "more", more, "user", c.Who(), "node", c.Node)
-		}
-	}
-}
-
-// sameNode goes by the node's id: its name may change while it is connected.
-func sameNode(a, b policy.Caller) bool {
-	return a.NodeID == b.NodeID && a.Who() == b.Who()
-}
+// What becomes of a cancel request, as the metric has it.
+const (
+	cancelIdle      = "idle"     // nothing was running
+	cancelTooLate   = "too late" // the statement that was meant was not running
+	cancelUnsent    = "before it was sent"
+	cancelSent      = "sent"
+	cancelCoalesced = "coalesced" // with one that was under way
+	cancelFailed    = "failed"
+	cancelDropped   = "dropped" // nobody's
+	cancelRefused   = "refused" // somebody's who may not
+)
 
 // cancelStatement cancels what the session is running, if anything, and waits
 // for the cancel's fate. A seq other than 0 says that it must be the statement
 // of that number; by is who wants it, "" for the session's own client. It is
 // recorded either way.
 func (s *session) cancelStatement(ctx context.Context, seq int64, by string) error {
-	rec := s.newRecord(audit.Cancel)
-	rec.EndReason = "user request"
-	if by != "" {
-		rec.EndReason = "statement cancelled by " + by
-	}
-	defer func() { s.srv.record(rec) }()
-
-	s.mu.Lock()
-	rec.Seq = s.seq
-	var number uint64 // 0 where nothing of the client's is upstream
-	if s.phase == running {
-		number = s.backend.Running()
-	}
-	if seq != 0 && seq != s.seq {
-		s.mu.Unlock()
-		rec.Seq, rec.Verdict = seq, "allow"
-		s.srv.metrics.cancel("too late")
-		return ErrNotRunning
-	}
-	if s.unsent && (s.phase == deciding || s.phase == assisting) {
-		s.cancelled, s.cancelledBy = true, by // the statement will not be sent
-		s.interruptLocked()
-		s.mu.Unlock()
-		rec.Cancelled, rec.Verdict = true, "allow"
-		s.srv.metrics.cancel("before it was sent")
+	switch found, at, number := s.life.cancel(seq, by); found {
+	case findsAnother:
+		s.cancelled(by, at, cancelTooLate, false, nil)
+	case findsNothing:
+		s.cancelled(by, 0, cancelIdle, false, nil)
+	case findsUnsent:
+		s.cancelled(by, at, cancelUnsent, true, nil)
+		return nil
+	case findsRunning:
+		sent, err := s.backend.Cancel(ctx, number)
+		switch {
+		case err != nil:
+			s.cancelled(by, at, cancelFailed, sent, err)
+			return ErrUndelivered
+		case sent:
+			s.cancelled(by, at, cancelSent, true, nil)
+		default:
+			s.cancelled(by, at, cancelCoalesced, false, nil)
+		}
 		return nil
 	}
-	if number != 0 {
-		// Between two parts of a message nothing runs that the server could
-		// cancel: no more of it is sent.
-		s.cancelled, s.cancelledBy = true, by
-	}
-	s.mu.Unlock()
-	rec.Verdict = "allow"
-	if number == 0 {
-		rec.Seq = 0
-		s.srv.metrics.cancel("idle")
-		return ErrNotRunning
-	}
-	sent, err := s.backend.Cancel(ctx, number)
-	rec.Cancelled = sent
-	switch {
-	case err != nil:
-		rec.Error = ErrUndelivered.Error()
-		s.log.Warn("cancel request", "err", err)
-		s.srv.metrics.cancel("failed")
-		return ErrUndelivered
-	case sent:
-		s.srv.metrics.cancel("sent")
-	default:
-		s.srv.metrics.cancel("coalesced")
-	}
-	return nil
+	return ErrNotRunning
 }
 
-// fireCancel cancels the given statement on the proxy's own account: a cap,
+// fireCancel cancels the given message on the proxy's own account: a cap,
 // a timeout, a lost client, an end. It does not wait.
 func (s *session) fireCancel(number uint64) {
 	s.tasks.Go(func() {
@@ -238,11 +184,3 @@ func (s *session) fireCancel(number uint64) {
 		}
 	})
 }
-
-// escalateAfter is how long a statement may ignore being cancelled. A cancel
-// may be swallowed (an exception handler in PL/pgSQL), so it is repeated on
-// the way.
-const (
-	cancelAgain   = 2 * time.Second
-	escalateAfter = 10 * time.Second
-)

@@ -5,6 +5,24 @@ net.Listener, asks who is there (WhoIs), what they may do (Rules), opens one
 upstream connection for each session (Dial), and relays the simple query
 protocol on raw frames. It knows nothing of the tailnet.
 
+# Where to read
+
+A session is put together from parts, each in the file of its name:
+
+	session      run: the whole story of a connection, from accept to the last record
+	clientConn   the client's connection: what was read ahead, what is queued (client.go)
+	lifecycle    phase, clocks, the running statement, why the session is to end;
+	             all of it under one mutex, and without I/O
+	ruling       the rule in force: policy's, with what the user has changed of it
+	journal      a method for each event: record, counter, history and log line
+	Backend      the server's end: package exchange
+
+One Query message can be followed by reading down: converse.go takes it from the
+client, query.go reads it, has it judged and recorded, and serves it; package
+exchange runs it on the server. command.go is SHOW and SET pgproxy.*, callbacks.go
+what an exchange asks of its session, errors.go where every error gets its code,
+its words and its reason.
+
 # A session
 
 Read session.run, which has these steps in this order.
@@ -23,11 +41,11 @@ Read session.run, which has these steps in this order.
 	  |                            |                                |
 	  |--- Query ----------------->| Judge.Parse, policy.Decide     |
 	  |                            | audit: query                   |
-	  |                            | gate.enter                     |
+	  |                            | exchange: gate.enter           |
 	  |                            |--- the same bytes ------------>|
 	  |<-- T D D D … --------------| rows counted, caps kept        |
 	  |                            |<-- C Z ------------------------|
-	  |                            | gate.leave                     |
+	  |                            | exchange: gate.leave           |
 	  |                            | audit: result                  |
 	  |<-- C Z --------------------|                                |
 	  |                            |                                |
@@ -44,16 +62,20 @@ again. It gets no answer but its end.
 
 # Phases
 
-What a session's goroutine is doing (session.phase), for those who look at it
+What a session's goroutine is doing (lifecycle.phase), for those who look at it
 from other goroutines:
 
-	phase      waits for       leads to                       ended by
-	starting   the upstream    deciding                       ConnectTimeout
-	resting    the client      deciding, ending               IdleTimeout
-	deciding   nobody for long assisting, running, resting    -
-	assisting  the upstream    deciding                       internalTimeout
-	running    the upstream    deciding                       statement_timeout, and a little
-	ending     the client      -                              a second
+	phase       waits for       leads to                      ended by
+	starting    the upstream    processing                    ConnectTimeout
+	idle        the client      processing, ended             IdleTimeout, idle_in_transaction_session_timeout
+	processing  nobody for long internal, running, idle       -
+	internal    the upstream    processing                    internalTimeout
+	running     the upstream    processing                    statement_timeout, and a little
+	ended       the client      -                             a second
+
+A statement of more than 64 KiB waits for its share of memory, and a text of
+more than 2 KiB for a parser, while processing; both have a time limit, and a
+cancel or the session's end ends the wait (lifecycle.interruptBy).
 
 Before it is a session a connection has LoginTimeout, from accept to startup
 message, and a TLS handshake handshakeTimeout of it; there are no more than
@@ -64,7 +86,7 @@ tickInterval.
 
 # Messages
 
-What is made of a client's messages is a table (state.go) with two states:
+What is made of a client's messages is a table (automaton.go) with two states:
 
 	message        reading               skipping to Sync
 	Q              run it                drop
@@ -86,29 +108,30 @@ An error of the proxy's own inside of a transaction fails it on the server too
 	accept loop       main          Shutdown, Close               main
 	Server.keep       Serve         Serve returning               Serve
 	session           Serve         session.run returning         Close
-	watch             Server.keep   session.enter, by a deadline  session.enter
+	watch             Server.keep   lifecycle.enter, by a deadline lifecycle.enter
 	cancel, terminate anyone        their own deadlines           session.finish
 
 The session's goroutine reads the side that it waits for. When that lasts longer
-than watchAfter a watch reads the other one: the upstream while the session
-rests, for what it says by itself; the client while a statement runs, for its
-end. session.enter takes that side back before the phase changes.
+than watchAfter a watch reads the other one: the upstream while the session is
+idle, for what it says by itself; the client while a statement runs, for its
+end. A session that LISTENs has the upstream watched at once. lifecycle.enter
+takes that side back before the phase changes.
 
 Who writes to the client is one goroutine at a time: the watch of the upstream
-while the session rests, and the session's own at any other time. To the
+while the session is idle, and the session's own at any other time. To the
 upstream only the session's own ever writes. A frame goes to the client whole,
 or the connection ends in the middle of it and nothing more is said.
 
 A session closes its two connections itself, in session.finish, whoever wants
-its end: session.end settles the reason and wakes the goroutine. Only Close
+its end: lifecycle.settle keeps the reason and wakes the goroutine. Only Close
 closes the client's from outside.
 
 # What holds always
 
 A statement is sent after its record was written, and not without. The bytes
 that were judged are the bytes that are sent. A cancel never reaches a statement
-after the one it was meant for: see package exchange. A client that vanished leaves nothing
-running. What cannot be read, judged or recorded is refused. Nothing is sent for
+after the one it was meant for: see package exchange. A client that vanished
+leaves nothing running. What cannot be read, judged or recorded is refused. Nothing is sent for
 a session whose end is settled. A panic ends the session that meets it, and no
 other.
 */

@@ -140,7 +140,7 @@ func TestClientNotReading(t *testing.T) {
 		if began := s.writing.Load(); began != 0 {
 			s.writing.CompareAndSwap(began, time.Now().Add(-writeProgress-time.Second).UnixNano())
 		}
-		return s.deadAs.Load() != nil
+		return s.lost.Load()
 	})
 	p.disconnected(t, reasonSlow)
 	p.awaitGone(t, c)
@@ -319,9 +319,9 @@ func TestUpstreamSpeaksWhileIdle(t *testing.T) {
 		c := p.login(t)
 		s := p.sessionOf(t, c)
 		p.await(t, "a watch of the upstream", func() bool {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			return s.watch != nil
+			s.life.mu.Lock()
+			defer s.life.mu.Unlock()
+			return s.life.watch != nil
 		})
 		c.want("SELECT 1", "N(00000 hello) D(1) C(SELECT 1) Z(I)")
 	})
@@ -345,9 +345,9 @@ func TestWatchesLoseNothing(t *testing.T) {
 			watched := func() {
 				t.Helper()
 				p.await(t, "a watch", func() bool {
-					s.mu.Lock()
-					defer s.mu.Unlock()
-					return s.watch != nil
+					s.life.mu.Lock()
+					defer s.life.mu.Unlock()
+					return s.life.watch != nil
 				})
 			}
 			// A message comes in halves, one while a statement runs.

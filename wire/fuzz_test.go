@@ -120,12 +120,12 @@ func TestDiscardClient(t *testing.T) {
 	conn := &frametest.Conn{In: make([]byte, 20_000), Chunk: 1000}
 	s := newSession(&Server{Logger: slog.New(slog.DiscardHandler)}, conn)
 	defer s.stop()
-	s.client = frame.Reader{Conn: conn}
+	s.clientConn.Reader = frame.Reader{Conn: conn}
 	s.backend = idleBackend(s)
 	if e := s.discardClient(1 << 30); e == nil || !errors.Is(e, frame.ErrMidMessage) {
 		t.Error(e)
 	}
-	if n := s.client.Buffered(); n > frame.MinBuffer {
+	if n := s.clientConn.Buffered(); n > frame.MinBuffer {
 		t.Errorf("%d bytes are held of what is thrown away", n)
 	}
 }

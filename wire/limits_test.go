@@ -473,7 +473,7 @@ func TestTimeoutOfSlowClient(t *testing.T) {
 		clients = append(clients, c)
 	}
 	for _, s := range p.live() {
-		for deadline := time.Now().Add(20 * time.Second); !s.expired.Load(); time.Sleep(10 * time.Millisecond) {
+		for deadline := time.Now().Add(20 * time.Second); !s.life.expired.Load(); time.Sleep(10 * time.Millisecond) {
 			if time.Now().After(deadline) {
 				t.Fatal("the clock does not run out")
 			}

@@ -43,7 +43,7 @@ func (s *session) takeQuery(n int) *sessionError {
 	st := s.begin()
 	release, refusal := s.reserve(n)
 	if refusal != nil {
-		if e := s.settled(); e != nil {
+		if e := s.life.settled(); e != nil {
 			return e
 		}
 		if e := s.discardClient(frame.HeaderLen + n); e != nil {
@@ -88,22 +88,7 @@ func (s *session) reserve(n int) (release func(), refusal *policy.Refusal) {
 func (s *session) interruptible(wait func(context.Context) error) error {
 	ctx, cancel := context.WithCancel(s.ctx)
 	defer cancel()
-	s.mu.Lock()
-	s.interrupt = cancel
-	if s.cancelled || s.ending != nil {
-		cancel()
-	}
-	s.mu.Unlock()
-	err := wait(ctx)
-	s.mu.Lock()
-	s.interrupt = nil
-	s.mu.Unlock()
-	return err
-}
-
-// interruptLocked ends what the session waits for by interruptible.
-func (s *session) interruptLocked() {
-	if s.interrupt != nil {
-		s.interrupt()
-	}
+	s.life.interruptBy(cancel)
+	defer s.life.interruptBy(nil)
+	return wait(ctx)
 }

@@ -27,9 +27,9 @@ func (p *proxy) awaitWaiting(t *testing.T, c *client) {
 	t.Helper()
 	s := p.sessionOf(t, c)
 	p.await(t, "the session waits", func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.interrupt != nil
+		s.life.mu.Lock()
+		defer s.life.mu.Unlock()
+		return s.life.interrupt != nil
 	})
 }
 
@@ -41,9 +41,9 @@ func (p *proxy) holdMemory(t *testing.T, c *client) (finish func()) {
 	c.send(largeSelect[:half])
 	s := p.sessionOf(t, c)
 	p.await(t, "the statement is being read", func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.seq > 0 && s.phase == resting
+		s.life.mu.Lock()
+		defer s.life.mu.Unlock()
+		return s.life.seq > 0 && s.life.phase == idle
 	})
 	return func() {
 		t.Helper()

@@ -77,7 +77,7 @@ func (m *metrics) beginAtZero() {
 		m.refusals:       refusalRules,
 		m.errorsByClass:  append(strings.Fields(errorClasses), "other"),
 		m.caps:           {"max_rows", "max_bytes", "max_affected_rows", "statement_timeout"},
-		m.cancels:        {"sent", "coalesced", "idle", "too late", "before it was sent", "failed", "dropped", "refused"},
+		m.cancels:        {cancelSent, cancelCoalesced, cancelIdle, cancelTooLate, cancelUnsent, cancelFailed, cancelDropped, cancelRefused},
 		m.connectFailure: {codeCannotConnect, codeInvalidAuthorization, "28P01", codeInvalidCatalogName, codeTooManyConnections, codeCannotConnectNow},
 	} {
 		for _, value := range values {

@@ -117,7 +117,7 @@ func TestCountersBeginAtZero(t *testing.T) {
 		`pgproxy_sessions_ended_total{reason="%s"} 0`: {`reason\w+ +reason = "([^"]+)"`, []string{"*.go"}},
 		`pgproxy_refusals_total{rule="%s"} 0`:         {`(?:\bRule(?:: | = (?:"[0-9A-Z]{5}", )?)|\.refusal\(|\.count\()"([a-z][a-z_ ]*)"`, []string{"*.go", "exchange/*.go", "../policy/*.go"}},
 		`pgproxy_caps_total{cap="%s"} 0`:              {`(?:\.reach|\.Capped)\("([^"]+)"`, []string{"*.go", "exchange/*.go"}},
-		`pgproxy_cancels_total{outcome="%s"} 0`:       {`\.cancel\("([^"]+)"\)`, []string{"*.go"}},
+		`pgproxy_cancels_total{outcome="%s"} 0`:       {`cancel[A-Z]\w+ += "([^"]+)"`, []string{"*.go"}},
 	} {
 		values := inSource(t, label.pattern, label.sources...)
 		if len(values) < 3 {

@@ -1,17 +1,11 @@
 package wire
 
 import (
-	"fmt"
-	"log/slog"
 	"slices"
 	"strings"
 	"sync"
 	"time"
-
-	"pgproxy/wire/exchange"
 )
-
-const levelDebug = slog.LevelDebug
 
 // Info is one live session, as others may see it.
 type Info struct {
@@ -50,63 +44,20 @@ func infos(sessions []*session) []Info {
 	return list
 }
 
-// listed is how many sessions one message lists.
-const listed = 20
-
-// sessionsOfLocked tells somebody at the limit which sessions they have; empty
-// if none is ready. Server.mu is held.
-func (srv *Server) sessionsOfLocked(who string) string {
-	var theirs []*session
-	for s := range srv.sessions {
-		if s.admitted == who {
-			theirs = append(theirs, s)
-		}
-	}
-	list := infos(theirs)
-	if len(list) == 0 {
-		return ""
-	}
-	var b strings.Builder
-	b.WriteString("Your sessions:")
-	for _, i := range list[:min(len(list), listed)] {
-		fmt.Fprintf(&b, "\n%s on %s since %s, %s for %s", i.ID, i.Node, i.Since.UTC().Format("2006-01-02 15:04 UTC"),
-			i.State, time.Since(i.StateSince).Round(time.Second))
-	}
-	if more := len(list) - listed; more > 0 {
-		fmt.Fprintf(&b, "\nand %d more", more)
-	}
-	return b.String()
-}
-
-// info describes the session; ok is false before it is ready.
+// info describes the session; ok is false before it is ready and after its end.
 func (s *session) info() (i Info, ok bool) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.phase == starting || s.phase == ending {
+	v, ok := s.life.view()
+	if !ok {
 		return i, false
 	}
+	rule, reason := s.ruling.both()
 	return Info{
 		ID: s.id, User: s.caller.Who(), Node: s.caller.Node, NodeID: s.caller.NodeID, Addr: s.caller.Addr,
 		Database: s.database, Upstream: s.up.Addr, UpstreamPID: s.up.PID, Client: s.startup.client,
-		Since: s.began, State: s.stateLocked(), StateSince: s.since, TxSince: s.txSince, SQL: s.sql, Seq: s.seq,
-		Statements: s.statements.Load(), Rows: s.rows.Load() + s.sentRows.Load(), Bytes: s.bytes.Load() + s.sentBytes.Load(),
-		Reason: s.lifts.Reason(), Access: s.rule.Access.String(),
+		Since: s.began, State: v.state, StateSince: v.since, TxSince: v.txSince, SQL: v.sql, Seq: v.seq,
+		Statements: s.totals.statements.Load(), Rows: s.totals.rows.Load() + s.totals.sentRows.Load(),
+		Bytes: s.totals.bytes.Load() + s.totals.sentBytes.Load(), Reason: reason, Access: rule.Access.String(),
 	}, true
-}
-
-// stateLocked is the state in pg_stat_activity's words.
-func (s *session) stateLocked() string {
-	switch {
-	case s.ending != nil:
-		return "ending"
-	case s.phase == running || s.phase == assisting:
-		return "active"
-	case s.shownStatus == 'T':
-		return "idle in transaction"
-	case s.shownStatus == 'E':
-		return "idle in transaction (aborted)"
-	}
-	return "idle"
 }
 
 var sessionColumns = []string{"session", "user", "node", "database", "state", "since", "state_age", "tx_age", "statements", "rows", "bytes", "statement"}
@@ -114,9 +65,7 @@ var sessionColumns = []string{"session", "user", "node", "database", "state", "s
 // sessionRows are the live sessions that this one may see: its caller's own,
 // or all of them.
 func (s *session) sessionRows() [][]string {
-	s.mu.Lock()
-	viewer := Viewer{Caller: s.caller, Rule: s.rule}
-	s.mu.Unlock()
+	viewer := Viewer{Caller: s.caller, Rule: s.ruling.rule()}
 	var rows [][]string
 	for _, i := range s.srv.Sessions() {
 		if !viewer.Sees(i.User) {
@@ -178,15 +127,6 @@ func (srv *Server) History() []Past {
 
 // shownSQL is how much of a statement is kept for looking at, in bytes.
 const shownSQL = 2 << 10
-
-// keep remembers a statement that has ended.
-func (s *session) keep(st *statement, o exchange.Outcome, denied bool) {
-	s.srv.history.add(Past{
-		Time: st.began, Session: s.id, User: s.caller.Who(), Node: s.caller.Node, Database: s.database, Seq: st.seq,
-		SQL: cut(st.shown, shownSQL), Tag: o.Tag, SQLState: o.SQLState, Error: o.Failure, Denied: denied, Truncated: o.Truncated,
-		Rows: o.Rows, Bytes: o.Bytes, Took: time.Since(st.began),
-	})
-}
 
 // cut shortens a text to n bytes, without half of a character.
 func cut(s string, n int) string {

@@ -225,7 +225,7 @@ func TestKill(t *testing.T) {
 				t.Errorf("without a record: %v", err)
 			}
 			p.records.failWith(nil)
-			if p.sessionOf(t, c).settled() != nil {
+			if p.sessionOf(t, c).life.settled() != nil {
 				t.Error("an act that could not be recorded has happened")
 			}
 			if err := p.Kill(reaper(), id); err != nil {

@@ -36,7 +36,7 @@ func TestLoginNotice(t *testing.T) {
 	for _, who := range []string{"a@b.c", alice.Login, strings.Repeat("jörg.", 30) + "@example.com"} {
 		s := &session{srv: &Server{IdleTimeout: 30 * time.Minute}, database: strings.Repeat("d", 63)}
 		s.caller.Login = who
-		s.rule.Access = policy.Write
+		s.ruling.start(policy.Rule{Access: policy.Write})
 		n := s.notice()
 		if line := "NOTICE:  " + n.message; utf8.RuneCountInString(line) > 100 || n.detail+n.hint != "" || strings.Contains(line, "\n") {
 			t.Errorf("%q has %d columns", line, utf8.RuneCountInString(line))
@@ -155,9 +155,9 @@ func TestListenerIsWatchedAtOnce(t *testing.T) {
 	s := p.sessionOf(t, c)
 	c.want("LISTEN news", "C(LISTEN) Z(I)")
 	p.await(t, "the watch", func() bool {
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.watch != nil && time.Since(s.since) < watchAfter
+		s.life.mu.Lock()
+		defer s.life.mu.Unlock()
+		return s.life.watch != nil && time.Since(s.life.since) < watchAfter
 	})
 	p.loginFrom(t, "127.0.0.2").want("NOTIFY news, 'now'", "C(NOTIFY) Z(I)")
 	if got := c.next().String(); !strings.HasSuffix(got, "news,now)") {
@@ -179,7 +179,7 @@ func TestDroppedCancelsAreSummedUp(t *testing.T) {
 		}
 		return false
 	})
-	p.recordDropped(time.Now().Add(droppedPeriod))
+	p.cancelsDropped(time.Now().Add(droppedPeriod))
 	recs := p.cancelRecords()
 	if n := len(recs); n != droppedAlone+1 || recs[n-1].Error != "15 more cancel requests reached nobody within 1m0s" || recs[n-1].User != alice.Login {
 		t.Errorf("%d records: %+v", n, recs)
@@ -245,5 +245,33 @@ func TestCapHints(t *testing.T) {
 				t.Errorf("HINT %q", got['H'])
 			}
 		})
+	}
+}
+
+// A person at rest is told at once that their access has changed.
+func TestRuleChangeIsToldAtOnce(t *testing.T) {
+	var rules narrow
+	p := startProxy(t, rules.serve)
+	c := p.login(t)
+	c.want("SELECT 1", "D(1) C(SELECT 1) Z(I)")
+	for _, read := range []bool{true, false} {
+		rules.read.Store(read)
+		p.Recheck(t.Context())
+		if got := c.next().String(); !strings.Contains(got, "N(00000 pgproxy: you have ") {
+			t.Errorf("told %s", got)
+		}
+		p.Recheck(t.Context())
+		if got := c.query("SELECT 1"); strings.Contains(got, "N(") || !strings.HasSuffix(got, "D(1) C(SELECT 1) Z(I)") {
+			t.Errorf("told twice: %s", got)
+		}
+	}
+	// Half of a message is at hand.
+	half := frame.AppendQuery(nil, "SELECT 2")
+	c.send(half[:7])
+	rules.read.Store(true)
+	p.Recheck(t.Context())
+	c.send(half[7:])
+	if got := c.answer(); !strings.Contains(got, "D(2) C(SELECT 1)") || !strings.Contains(got, "you have read access") {
+		t.Errorf("got %s", got)
 	}
 }

@@ -19,17 +19,17 @@ func redact(rec *audit.Record) {
 }
 
 // redactStatement sets what records and people may see of a statement.
-func (s *session) redactStatement(st *statement) {
+func (j *journal) redactStatement(st *statement) {
 	if st.msg != nil {
-		st.shown, st.masked = s.redactor.Redact(s.srv.Redaction, st.sql, st.msg)
+		st.shown, st.masked = j.redactor.Redact(j.srv.Redaction, st.sql, st.msg)
 	} else {
-		st.shown, st.masked = policy.RedactHead(s.srv.Redaction, st.sql, deniedSQL)
+		st.shown, st.masked = policy.RedactHead(j.srv.Redaction, st.sql, deniedSQL)
 	}
 }
 
 // redactError is an error's text beside its statement.
-func (s *session) redactError(st *statement, code, text string) string {
-	return policy.RedactError(s.srv.Redaction, code, text, st.sql, st.shown)
+func (j *journal) redactError(st *statement, code, text string) string {
+	return policy.RedactError(j.srv.Redaction, code, text, st.sql, st.shown)
 }
 
 // keepHead cuts the statement of a refusal's record.
@@ -49,8 +49,8 @@ func (st *statement) keepHead(rec *audit.Record) {
 // redactLift is the statement that changes a setting of the proxy's own, or was
 // refused, as its record has it. What is no good value may be anything and is
 // masked. A good one is kept with -audit-sql normalized, too: it is no data.
-func (s *session) redactLift(rec *audit.Record, verb, name, value string, r *policy.Refusal) {
-	how := s.srv.Redaction
+func (j *journal) redactLift(rec *audit.Record, verb, name, value string, r *policy.Refusal) {
+	how := j.srv.Redaction
 	switch good := r == nil || r.Rule == "may_lift"; {
 	case how == policy.Full:
 	case good:

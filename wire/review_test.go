@@ -313,10 +313,10 @@ func TestIdleSessionKeepsNoStatement(t *testing.T) {
 	c := p.login(t)
 	c.want("SELECT 1 /* "+strings.Repeat("x", 1<<20)+" */", "D(1) C(SELECT 1) Z(I)")
 	s := p.sessionOf(t, c)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if len(s.sql) > 2*shownSQL {
-		t.Errorf("%d bytes of the statement are kept", len(s.sql))
+	s.life.mu.Lock()
+	defer s.life.mu.Unlock()
+	if len(s.life.sql) > 2*shownSQL {
+		t.Errorf("%d bytes of the statement are kept", len(s.life.sql))
 	}
 }
 

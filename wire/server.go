@@ -21,8 +21,8 @@ import (
 // ErrServerClosed is what Serve returns after Shutdown or Close.
 var ErrServerClosed = errors.New("wire: server closed")
 
-// Recorder takes audit records. A record that it does not take means that
-// what it tells of does not happen. Safe for concurrent use.
+// Recorder takes audit records. If Write fails, the caller must not perform the
+// recorded action. Safe for concurrent use.
 type Recorder interface {
 	Write(*audit.Record) error
 }
@@ -76,8 +76,7 @@ type Server struct {
 	history history
 	dropped droppedCancels
 
-	// mu guards what follows. It is never held while a session's mu is
-	// wanted by its holder the other way round: server first, session second.
+	// mu guards what follows. Lock order: Server.mu before those of a session.
 	mu        sync.Mutex
 	listeners map[net.Listener]struct{}
 	conns     map[*session]net.Conn // accepted, from first to last
@@ -120,7 +119,7 @@ func (srv *Server) Serve(ln net.Listener) error {
 		if stopped {
 			return ErrServerClosed
 		}
-		if !passing(err) {
+		if !temporary(err) {
 			return err
 		}
 		backoff = min(max(2*backoff, 5*time.Millisecond), time.Second)
@@ -129,9 +128,9 @@ func (srv *Server) Serve(ln net.Listener) error {
 	}
 }
 
-// passing reports whether an error of Accept is one of that connection, or of a
+// temporary reports whether an error of Accept is one of that connection, or of a
 // moment in which something has run out.
-func passing(err error) bool {
+func temporary(err error) bool {
 	for _, e := range []error{syscall.EMFILE, syscall.ENFILE, syscall.ENOBUFS, syscall.ENOMEM, syscall.ECONNABORTED} {
 		if errors.Is(err, e) {
 			return true
@@ -192,44 +191,6 @@ func (srv *Server) forget(s *session) {
 	srv.waitedLocked(s)
 }
 
-// Bounds on the connections that are no sessions: not yet, or because they
-// bring a cancel request, or are being refused. Each may take its time and its
-// memory, and one device alone must not use up what there is for all.
-const (
-	maxPending     = 1024
-	maxPendingHost = 256
-)
-
-// waitsLocked counts a connection that is no session, or says that there are
-// too many. It is then closed without a word, as by a server that has no room
-// to read what it asks for.
-func (srv *Server) waitsLocked(s *session) bool {
-	if remote := s.conn.RemoteAddr(); remote != nil {
-		s.host, _, _ = net.SplitHostPort(remote.String()) // "" where it is no such address
-	}
-	if srv.waiting >= maxPending || srv.pending[s.host] >= maxPendingHost {
-		srv.metrics.refused(codeTooManyConnections)
-		srv.Logger.Debug("too many connections that are no sessions", "host", s.host)
-		return false
-	}
-	srv.waiting++
-	srv.pending[s.host]++
-	s.pending = true
-	return true
-}
-
-// waitedLocked counts it out, once.
-func (srv *Server) waitedLocked(s *session) {
-	if !s.pending {
-		return
-	}
-	s.pending = false
-	srv.waiting--
-	if srv.pending[s.host]--; srv.pending[s.host] == 0 {
-		delete(srv.pending, s.host)
-	}
-}
-
 // tickInterval is how often running and resting sessions are looked at. It is
 // the resolution of every timeout, in exchange for which no statement sets a
 // timer.
@@ -242,13 +203,13 @@ func (srv *Server) keep(ctx context.Context) {
 	for {
 		select {
 		case <-ctx.Done():
-			srv.recordDropped(time.Now().Add(droppedPeriod))
+			srv.cancelsDropped(time.Now().Add(droppedPeriod))
 			return
 		case now := <-tick.C:
 			for _, s := range srv.live() {
 				s.tick(now)
 			}
-			srv.recordDropped(now)
+			srv.cancelsDropped(now)
 		}
 	}
 }
@@ -264,64 +225,11 @@ func (srv *Server) live() []*session {
 	return list
 }
 
-// admit counts a session in, or says which limit it would break.
-func (srv *Server) admit(s *session) *sessionError {
-	srv.mu.Lock()
-	defer srv.mu.Unlock()
-	who := s.caller.Who()
-	switch {
-	case srv.draining:
-		return fatal(codeCannotConnectNow, "pgproxy: shutting down, no new sessions", reasonShutdown)
-	case srv.MaxSessions > 0 && len(srv.sessions) >= srv.MaxSessions:
-		e := fatal(codeTooManyConnections, "pgproxy: too many sessions", reasonLimit).
-			withHint("The limit is " + count(int64(srv.MaxSessions), "session") + " in all. Try again when somebody has left.")
-		e.detail = srv.sessionsOfLocked(who)
-		return e
-	case srv.MaxSessionsPerUser > 0 && srv.perUser[who] >= srv.MaxSessionsPerUser:
-		e := fatal(codeTooManyConnections, "pgproxy: too many sessions for "+who, reasonLimit).
-			withHint("The limit is " + count(int64(srv.MaxSessionsPerUser), "session") + " a user. " + srv.howToEnd())
-		e.detail = srv.sessionsOfLocked(who)
-		return e
-	}
-	srv.waitedLocked(s)
-	srv.sessions[s] = struct{}{}
-	srv.perUser[who]++
-	s.admitted = who
-	return nil
-}
-
-// howToEnd is how people end a session of their own.
-func (srv *Server) howToEnd() string {
-	if srv.StatusPage == "" {
-		return "Close one first."
-	}
-	return "Close one, or end one at " + srv.StatusPage
-}
-
-// dismiss counts a session out.
-func (srv *Server) dismiss(s *session) {
-	srv.mu.Lock()
-	defer srv.mu.Unlock()
-	delete(srv.sessions, s)
-	if srv.perUser[s.admitted]--; srv.perUser[s.admitted] == 0 {
-		delete(srv.perUser, s.admitted)
-	}
-}
-
-func (srv *Server) isDraining() bool {
+// Draining reports whether Shutdown has begun.
+func (srv *Server) Draining() bool {
 	srv.mu.Lock()
 	defer srv.mu.Unlock()
 	return srv.draining
-}
-
-// Draining reports whether Shutdown has begun.
-func (srv *Server) Draining() bool { return srv.isDraining() }
-
-// Full reports whether no further session would be admitted.
-func (srv *Server) Full() bool {
-	srv.mu.Lock()
-	defer srv.mu.Unlock()
-	return srv.MaxSessions > 0 && len(srv.sessions) >= srv.MaxSessions
 }
 
 // Shutdown lets sessions finish: new ones are refused, those at rest outside
@@ -362,11 +270,6 @@ func (srv *Server) waitSessions(ctx context.Context) {
 	}
 }
 
-func shutdownError() *sessionError {
-	return fatal(codeAdminShutdown, "pgproxy: terminating connection because pgproxy is shutting down", reasonShutdown).
-		withHint("Connect again in a moment.")
-}
-
 // closeGrace is how long Close lets sessions say their last word.
 const closeGrace = 800 * time.Millisecond
 
@@ -399,23 +302,6 @@ func (srv *Server) Close() error {
 	}
 	srv.running.Wait()
 	return nil
-}
-
-// record writes an audit record that nothing depends on: what it tells of has
-// happened. A failure is logged.
-func (srv *Server) record(rec *audit.Record) {
-	if err := srv.write(rec); err != nil {
-		srv.Logger.Error("audit record not written", "event", string(rec.Event), "session", rec.Session, "err", err)
-	}
-}
-
-// write writes an audit record. All of them pass here, to be masked and timed.
-func (srv *Server) write(rec *audit.Record) error {
-	redact(rec)
-	began := time.Now()
-	err := srv.Audit.Write(rec)
-	srv.metrics.recorded(time.Since(began), err)
-	return err
 }
 
 // count says a number of things in English.

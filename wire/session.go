@@ -4,12 +4,10 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
-	"log/slog"
 	"net"
 	"runtime/debug"
 	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"pgproxy/policy"
@@ -19,59 +17,39 @@ import (
 	"pgproxy/wire/frame"
 )
 
-// phase is what a session's goroutine is doing, for those who look at it from
-// outside.
-type phase int
-
-const (
-	// starting: up to the first ReadyForQuery. Leads to deciding.
-	starting phase = iota
-	// resting: waiting for the client's next message. Leads to deciding, and
-	// to ending.
-	resting
-	// deciding: a message has come and was not sent upstream. Leads to
-	// assisting, to running, or back to resting.
-	deciding
-	// assisting: a statement of the proxy's own is upstream, out of the
-	// client's sight and not for it to cancel. Leads back to deciding.
-	assisting
-	// running: the client's statement is upstream. Leads back to deciding.
-	running
-	// ending: nothing leads out of it.
-	ending
-)
-
 // session is one client with its one upstream connection. Its goroutine runs
-// run; what other goroutines may touch is said below.
+// run. What is not marked otherwise is that goroutine's own; others may read it
+// once the session is ready, if it does not change from there on.
 type session struct {
-	srv  *Server
-	id   string
-	conn net.Conn // the client's
-	log  *slog.Logger
-	ctx  context.Context // ends with the session
-	stop context.CancelFunc
+	srv   *Server
+	id    string
+	began time.Time
+	ctx   context.Context // ends with the session
+	stop  context.CancelFunc
+	tasks sync.WaitGroup // its watches and cancels; safe for concurrent use
+	slot  slot
+
+	clientConn
+	journal           // safe for concurrent use once the session is ready
+	life    lifecycle // safe for concurrent use
+	ruling  ruling    // safe for concurrent use
 
 	caller   policy.Caller
 	startup  *startup
-	admitted string // the name it counts under in the server's limit
-	host     string // its client's, without the port
-	pending  bool   // counted among the server's pending; guarded by Server.mu
-	began    time.Time
 	database string
 	stamp    string
 	up       *upstream.Conn
 	backend  *exchange.Backend // of up
+	talk     conversation
+}
 
-	// The session goroutine's own.
-	client    frame.Reader // read by the client watch while a statement runs
+// conversation is what a session keeps from one message to the next.
+type conversation struct {
 	automaton automaton
-	out       []byte // copied bytes for the client, not yet written
-	direct    []byte // the same where they lie, in the server's buffer
-	memory    policy.Memory
-	redactor  policy.Redactor
-	quiet     bool // no NOTICE at login, nor about an open transaction
-	warnedTx  bool // the client knows how long a transaction may wait
-	listening bool // it has LISTENed, and is told at once
+	memory    policy.Memory // what was prepared
+	quiet     bool          // no NOTICE at login, nor about an open transaction
+	warnedTx  bool          // the client knows how long a transaction may wait
+	listening bool          // it has LISTENed, and is told at once
 	// clockLimit is the time that each statement of the message has.
 	clockLimit time.Duration
 	// ownTimeout says that an admin has changed the server's
@@ -80,64 +58,22 @@ type session struct {
 	// readLogin says that the upstream connection was asked for as read-only,
 	// for which there may be a login of its own.
 	readLogin bool
-
-	// Totals, written by the session goroutine, read by anyone.
-	statements, rows, bytes atomic.Int64
-	// What the running statement has sent so far, which is not in the totals.
-	sentRows, sentBytes atomic.Int64
-	// writing is when a write to the client began, in Unix nanoseconds; 0
-	// between writes.
-	writing atomic.Int64
-	// expired says that the running statement has had its time.
-	expired atomic.Bool
-	// deadAs says that the client can no longer be written to, and why.
-	deadAs atomic.Pointer[reason]
-
-	mu    sync.Mutex
-	phase phase
-	// shownStatus is the transaction status for those who look on.
-	shownStatus byte
-	since       time.Time     // when the phase began; a statement's, when it began
-	txSince     time.Time     // when the open transaction began; zero outside of one
-	watch       *watch        // the watch that is on, if any
-	busy        bool          // counted in the server's busy
-	ending      *sessionError // why the session is to end, once that is settled
-	endingAt    time.Time
-	aborted     bool         // the upstream connection was given up
-	unsent      bool         // a statement was begun, and neither sent nor answered
-	cancelled   bool         // a cancel came for it
-	cancelledBy string       // who has cancelled it, where it was not its own client
-	interrupt   func()       // ends what is waited for before it is sent; nil = nothing is
-	clock       clock        // the running statement's limits
-	sql         string       // the statement last begun, as Info.SQL
-	seq         int64        // its number
-	rule        policy.Rule  // in force now
-	base        policy.Rule  // what policy gives, before lifts
-	told        policy.Rule  // the base that the client knows
-	untold      bool         // it is another now
-	lifts       policy.Lifts // what the user changed for the session
-	tasks       sync.WaitGroup
-}
-
-// clock is when a running statement has had its time.
-type clock struct {
-	limit    time.Duration // 0 = none
-	began    time.Time     // of the current statement in the message
-	lastSent time.Time     // the last cancel for it
 }
 
 func newSession(srv *Server, conn net.Conn) *session {
 	ctx, stop := context.WithCancel(context.Background())
-	return &session{
-		srv: srv, id: strings.ToLower(rand.Text()[:12]), conn: conn,
-		log: srv.Logger, ctx: ctx, stop: stop, began: time.Now(), quiet: srv.QuietLogin,
-	}
+	s := &session{srv: srv, id: strings.ToLower(rand.Text()[:12]), began: time.Now(), ctx: ctx, stop: stop}
+	s.clientConn.Conn, s.clientConn.onLost = conn, func(why reason) { s.life.settle(silent(why, nil), true) }
+	s.life.act, s.life.busyCount = s.do, &srv.busy
+	s.journal = journal{srv: srv, log: srv.Logger, about: audit.Record{Session: s.id}, reason: s.ruling.reason}
+	s.talk.quiet = srv.QuietLogin
+	return s
 }
 
 // run is a connection's whole story.
 func (s *session) run() {
 	defer s.stop()
-	defer s.conn.Close()
+	defer func() { s.Conn.Close() }()
 	defer func() {
 		if s.recovered(recover()) != nil && s.up != nil {
 			s.srv.keys.remove(s)
@@ -145,26 +81,24 @@ func (s *session) run() {
 		}
 	}()
 	asked := s.srv.rechecks.Load()
-	remote := s.conn.RemoteAddr()
+	remote := s.Conn.RemoteAddr()
 	s.deadline(s.srv.LoginTimeout)
-	caller, whoErr := s.identify(remote)
+	whoErr := s.identify(remote)
 
-	st, err := readStartup(s.ctx, s.conn, s.srv.TLS)
+	st, err := readStartup(s.ctx, s.Conn, s.srv.TLS)
 	if st != nil {
-		s.conn = st.conn
+		s.Conn = st.conn
 	}
 	if err != nil {
 		s.refuse(err)
 		return
 	}
-	st.client = policy.RedactText(st.client) // it is shown to others, and logged
-	s.startup = st
+	s.started(st)
 	if st.cancel != nil {
-		s.serveCancel(caller, whoErr)
+		s.serveCancel(whoErr)
 		return
 	}
-	s.log = s.log.With("session", s.id, "user", caller.Who(), "node", caller.Node, "addr", caller.Addr)
-	if err := s.open(caller, whoErr); err != nil {
+	if err := s.open(whoErr); err != nil {
 		s.refuse(err)
 		return
 	}
@@ -173,11 +107,78 @@ func (s *session) run() {
 		s.refuse(err)
 		return
 	}
-	s.enter(deciding)
+	s.enter(processing)
 	if s.srv.rechecks.Load() != asked {
 		s.recheck(s.ctx) // what was asked at the beginning may be true no more
 	}
 	s.finish(s.converse())
+}
+
+// started takes what the client has said before its session.
+func (s *session) started(st *startup) {
+	st.client = policy.RedactText(st.client) // it is shown to others, and logged
+	s.startup = st
+	s.about.Client, s.about.RequestedUser = st.client, st.user
+	s.log = s.log.With("session", s.id, "user", s.caller.Who(), "node", s.caller.Node, "addr", s.caller.Addr)
+}
+
+// do acts for the lifecycle, which holds its lock meanwhile.
+func (s *session) do(t todo) {
+	switch {
+	case t.wake:
+		s.Conn.SetReadDeadline(past)
+	case t.sleep:
+		s.Conn.SetReadDeadline(time.Time{})
+	case t.cancel:
+		s.fireCancel(s.backend.Running())
+	case t.terminate:
+		s.tasks.Go(s.terminate)
+	case t.watch != nil:
+		s.startWatch(t.watch)
+	}
+}
+
+// startWatch begins a watch. See watch.
+func (s *session) startWatch(w *watch) {
+	if w.conn = s.up.Net; w.client {
+		w.conn = s.Conn
+	}
+	s.tasks.Go(func() {
+		defer close(w.done)
+		defer func() {
+			if defect := s.recovered(recover()); defect != nil {
+				s.end(defect)
+			}
+		}()
+		if w.client {
+			s.clientConn.watch()
+			return
+		}
+		if err := s.backend.Idle(s.clientConn.write); err != nil {
+			s.end(s.exchangeError(err))
+		}
+	})
+}
+
+// enter moves the session's goroutine to another phase.
+func (s *session) enter(p phase) { s.life.enter(p, s.backend.Status()) }
+
+// end settles that the session is to end, and why. The first reason stays.
+func (s *session) end(e *sessionError) { s.life.settle(e, false) }
+
+// abort gives the upstream connection up, whatever it is doing, and whatever
+// the session waits for before it has one.
+func (s *session) abort(why *sessionError) {
+	s.stop()
+	s.life.abort(why)
+}
+
+// tick looks after the session's clocks. It is called every tickInterval from
+// another goroutine, and does nothing slow.
+func (s *session) tick(now time.Time) {
+	s.clientConn.stalled(now, s.life.writePatience)
+	rule := s.ruling.rule()
+	s.life.tick(now, limits{idle: s.srv.IdleTimeout, rule: &rule, draining: s.srv.Draining()})
 }
 
 // recovered makes the end of the session out of a panic, nil out of none: a
@@ -190,18 +191,11 @@ func (s *session) recovered(panicked any) *sessionError {
 	return fatal(codeInternal, "pgproxy: internal error", reasonInternal)
 }
 
-// deadline bounds the next phase of the client connection; 0 lifts the bound.
-func (s *session) deadline(d time.Duration) {
-	var t time.Time
-	if d > 0 {
-		t = time.Now().Add(d)
-	}
-	s.conn.SetDeadline(t)
-}
-
-func (s *session) identify(remote net.Addr) (policy.Caller, error) {
+// identify asks who is calling. The answer is used once it is known what they
+// want.
+func (s *session) identify(remote net.Addr) error {
 	if remote == nil { // a tsnet connection that was reset already
-		return policy.Caller{}, errors.New("the connection has no remote address")
+		return errors.New("the connection has no remote address")
 	}
 	ctx := s.ctx
 	if d := s.srv.LoginTimeout; d > 0 {
@@ -214,28 +208,29 @@ func (s *session) identify(remote net.Addr) (policy.Caller, error) {
 		caller.Addr = remote.String()
 	}
 	s.caller = caller
-	return caller, err
+	s.identified(caller)
+	return err
 }
 
-func (s *session) serveCancel(caller policy.Caller, whoErr error) {
+func (s *session) serveCancel(whoErr error) {
 	if whoErr != nil {
-		s.srv.dropCancel(caller, whoErr)
+		s.srv.cancelDropped(s.caller, whoErr)
 		return
 	}
 	ctx, cancel := context.WithTimeout(s.ctx, 2*exchange.CancelTimeout)
 	defer cancel()
-	s.srv.cancelRequest(ctx, caller, s.startup.cancel)
+	s.srv.cancelRequest(ctx, s.caller, s.startup.cancel)
 }
 
 // open decides whether the caller gets a session at all. From here on the
 // client is told AuthenticationOk before anything else: libpq takes a FATAL
 // before it for a reason to try again without TLS.
-func (s *session) open(caller policy.Caller, whoErr error) *sessionError {
+func (s *session) open(whoErr error) *sessionError {
 	s.out = frame.Append(s.out, 'R', 0, 0, 0, 0)
 	if r, ok := errors.AsType[*policy.Refusal](whoErr); ok {
 		return s.refusal(r)
 	}
-	if whoErr != nil || caller.Who() == "" {
+	if whoErr != nil || s.caller.Who() == "" {
 		e := fatal(codeInvalidAuthorization, "pgproxy: the tailnet does not know who you are", reasonRefused)
 		e.cause = whoErr
 		return e
@@ -244,11 +239,11 @@ func (s *session) open(caller policy.Caller, whoErr error) *sessionError {
 		return fatal(codeInvalidAuthorization, "pgproxy: TLS is required", reasonRefused).
 			withHint("Use sslmode=require or stricter.")
 	}
-	rule, err := s.srv.Rules(caller)
+	rule, err := s.srv.Rules(s.caller)
 	if err != nil {
 		return s.refusal(err)
 	}
-	s.base, s.rule, s.told = rule, rule, rule
+	s.ruling.start(rule)
 	if s.startup.wantsReplication() {
 		return fatal(codeFeatureNotSupported, "pgproxy: replication connections are not supported", reasonRefused).
 			withHint("Replicate from the server itself.")
@@ -274,33 +269,12 @@ func (s *session) refusal(err error) *sessionError {
 func (s *session) refuse(e *sessionError) {
 	s.deadline(handshakeTimeout)
 	if !e.quiet {
-		s.srv.metrics.refused(e.code)
-		rec := s.newRecord(audit.Refuse)
-		rec.SQLState, rec.Error = e.code, policy.RedactError(policy.Redacted, e.code, e.message, "", "")
-		s.srv.record(rec)
-		s.log.Info("connection refused", "sqlstate", e.code, "error", rec.Error, errAttr(e.cause))
-		s.conn.Write(e.append(s.out))
-		closeGently(s.conn)
+		s.refused(e)
+		s.Conn.Write(e.append(s.out))
+		s.closeGently()
 	} else if e.cause != nil {
 		s.log.Debug("connection closed before it became a session", "err", e.cause)
 	}
-}
-
-// closeGently lets the last bytes arrive: a connection closed with unread
-// input is reset, and the reset may overtake them.
-func closeGently(conn net.Conn) {
-	if cw, ok := conn.(interface{ CloseWrite() error }); ok && cw.CloseWrite() == nil {
-		conn.SetReadDeadline(time.Now().Add(time.Second))
-		var b [512]byte
-		for n := 0; n < 1<<20; {
-			m, err := conn.Read(b[:])
-			if err != nil {
-				break
-			}
-			n += m
-		}
-	}
-	conn.Close()
 }
 
 // connect opens the upstream and makes the session ready for statements.
@@ -321,124 +295,45 @@ func (s *session) connect() *sessionError {
 	if err != nil {
 		return dialError(err)
 	}
-	s.mu.Lock()
 	s.up = up
-	aborted := s.aborted
-	s.mu.Unlock()
-	if aborted {
+	if !s.life.connected(up.Net) {
 		up.Close()
 		return silent(reasonShutdown, nil)
 	}
-	s.client = frame.Reader{Conn: s.conn, Wait: frame.NewWaiter(&s.srv.busy, s.conn)}
+	s.clientConn.Wait = frame.NewWaiter(&s.srv.busy, s.Conn)
 	s.backend = exchange.New(up, s, frame.NewWaiter(&s.srv.busy, up.Net), rule, params)
+	s.life.message = s.backend.Running
+	s.about.Upstream, s.about.UpstreamPID = up.Addr, up.PID
 	s.log = s.log.With("database", s.database, "upstream_pid", up.PID)
-	if err := s.srv.write(s.newRecord(audit.Connect)); err != nil {
+	if err := s.connected(s.startup.client, rule.Access); err != nil {
 		up.Close()
 		return s.unrecorded("FATAL", err)
 	}
-	s.log.Info("session started", "client", s.startup.client, "access", rule.Access.String())
 	s.srv.keys.add(s)
 	s.deadline(handshakeTimeout)
 	defer s.deadline(0)
-	if _, err := s.conn.Write(s.appendWelcome(s.out)); err != nil {
-		s.markDead(reasonClientLost)
+	if _, err := s.Conn.Write(s.appendWelcome(s.out)); err != nil {
+		s.lose(reasonClientLost)
 	}
 	s.out = nil
 	return nil
 }
 
-// inForce is the session's rule as of now. Another may come at any time: see
-// Server.Recheck.
-func (s *session) inForce() policy.Rule {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.rule
-}
-
-func dialError(err error) *sessionError {
-	e := fatal(codeCannotConnect, "pgproxy: the upstream is out of reach", reasonUpstream)
-	if d, ok := errors.AsType[*upstream.DialError](err); ok {
-		e.code, e.message, e.detail, e.hint = d.Code, d.Message, d.Detail, d.Hint
-	}
-	e.cause = err
-	return e
-}
-
-// unrecorded is the answer when an audit record cannot be written.
-func (s *session) unrecorded(severity string, err error) *sessionError {
-	s.log.Error("audit record not written", "err", err)
-	return &sessionError{severity: severity, code: codeIOError, reason: reasonRefused,
-		message: "pgproxy: the audit record cannot be written, so nothing was sent to the server",
-		hint:    "Tell who runs pgproxy; try again when its audit log can be written."}
-}
-
 // finish ends a session that was ready: its last word, its record, its log
 // line.
 func (s *session) finish(e *sessionError) {
-	s.mu.Lock()
-	s.phase = ending
-	s.setBusyLocked(false)
-	s.mu.Unlock()
+	s.enter(ended)
 	s.srv.keys.remove(s)
 	s.stop()
-	if s.deadAs.Load() == nil && (!e.quiet || e.reason == reasonUpstream) {
+	if !s.lost.Load() && (!e.quiet || e.reason == reasonUpstream) {
 		s.deadline(time.Second)
 		if !e.quiet {
-			s.conn.Write(e.append(nil))
+			s.Conn.Write(e.append(nil))
 		}
-		closeGently(s.conn)
+		s.closeGently()
 	}
-	s.conn.Close()
+	s.Conn.Close()
 	s.tasks.Wait() // cancels still need the upstream's address, none its connection
 	s.up.Close()
-	rec := s.newRecord(audit.Disconnect)
-	rec.EndReason = string(e.reason)
-	rec.SQLState = e.code
-	lasted := time.Since(s.began)
-	rec.DurationMS = milliseconds(lasted)
-	rec.Statements, rec.Rows, rec.Bytes = load(&s.statements), load(&s.rows), load(&s.bytes)
-	s.srv.record(rec)
-	s.srv.metrics.ended(e.reason)
-	level := slog.LevelInfo
-	if e.reason == reasonInternal {
-		level = slog.LevelError
-	}
-	s.log.Log(context.Background(), level, "session ended", "reason", string(e.reason), "lasted", lasted.Round(time.Millisecond),
-		"statements", s.statements.Load(), "rows", s.rows.Load(), "bytes", s.bytes.Load(), errAttr(e.cause))
-}
-
-func errAttr(err error) slog.Attr {
-	if err == nil {
-		return slog.Attr{}
-	}
-	return slog.String("err", policy.RedactText(err.Error())) // it may quote what a client chose
-}
-
-func load(n *atomic.Int64) *int64 {
-	v := n.Load()
-	return &v
-}
-
-func milliseconds(d time.Duration) *float64 {
-	ms := float64(d.Microseconds()) / 1000
-	return &ms
-}
-
-// newRecord fills in what every record of the session says.
-func (s *session) newRecord(event audit.Event) *audit.Record {
-	rec := &audit.Record{
-		Time: time.Now(), Event: event, Session: s.id,
-		User: s.caller.Who(), Node: s.caller.Node, NodeID: s.caller.NodeID, Tags: s.caller.Tags, Addr: s.caller.Addr,
-		Database: s.database, ApplicationName: s.stamp,
-	}
-	if s.startup != nil {
-		rec.Client, rec.RequestedUser = s.startup.client, s.startup.user
-	}
-	if s.up != nil {
-		rec.Upstream, rec.UpstreamPID = s.up.Addr, s.up.PID
-	}
-	s.mu.Lock()
-	rec.Reason = s.lifts.Reason()
-	s.mu.Unlock()
-	return rec
+	s.ended(e, time.Since(s.began))
 }

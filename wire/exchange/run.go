@@ -6,7 +6,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"time"
 	"unicode/utf8"
 
 	"pgproxy/policy"
@@ -323,123 +322,6 @@ func direction(forward bool) string {
 	return "BACKWARD"
 }
 
-// between checks the protected settings before the next part, where one of the
-// two begins or ends a transaction.
-func (w *run) between(i int) error {
-	if !w.verifies(i) || w.status == 'E' {
-		return nil
-	}
-	if !w.checked {
-		if err := w.ask(); err != nil || w.a.failed() {
-			return err
-		}
-	}
-	return w.restoreNow()
-}
-
-// verifies reports whether the settings are checked behind the part of that
-// number, before the next one.
-func (w *run) verifies(i int) bool {
-	if i+1 == len(w.list) || !w.watch || !w.touched {
-		return false
-	}
-	stmts := w.r.Message.Statements
-	return stmts[w.list[i].first].Tx != policy.TxNone || stmts[w.list[i+1].first].Tx != policy.TxNone
-}
-
-// touches reports whether a part may change settings: by what it runs, or by
-// ending a transaction, which fires what was deferred and undoes what was set.
-func (w *run) touches(seg segment) bool {
-	for i := seg.first; i <= seg.last; i++ {
-		st := &w.r.Message.Statements[i]
-		switch st.Tx {
-		case policy.TxCommit, policy.TxRollback, policy.TxRollbackTo:
-			return true
-		}
-		if len(st.Settings) > 0 || st.Opaque || st.Looks {
-			return true
-		}
-	}
-	return false
-}
-
-// wantsCheck reports whether the protected settings are to be checked after the
-// message: it has changed a setting, has ended a transaction in its middle, or
-// runs what could do either out of the verdict's sight.
-//
-// What a view does counts among that, and nearly every SELECT reads what may be
-// a view. So one whose text was checked a moment ago is not checked again; it
-// stays open, and is checked with the next message after that moment, or at
-// the end of the session.
-func (w *run) wantsCheck() bool {
-	if !w.watch {
-		return false
-	}
-	stmts := w.r.Message.Statements
-	looks := false
-	for i := w.r.First; i < len(stmts); i++ {
-		st := &stmts[i]
-		if len(st.Settings) > 0 || st.Opaque || st.Tx != policy.TxNone && len(stmts) > 1 || st.Tx == policy.TxRollbackTo {
-			return true
-		}
-		if st.Tx == policy.TxCommit && w.settings.atCommit {
-			return true
-		}
-		looks = looks || st.Looks
-	}
-	switch {
-	case !looks && !w.settings.open:
-		return false
-	case time.Since(w.settings.checkedAt) >= recheckAfter:
-		return true
-	case looks && !slices.Contains(w.settings.recent[:], w.r.Message):
-		return true
-	}
-	w.settings.open = true
-	return false
-}
-
-// recheckAfter is how long the check after a text that only reads is good for
-// the same text again.
-const recheckAfter = 100 * time.Millisecond
-
-// takeCheck takes in the answer to the check that was sent along.
-func (w *run) takeCheck() error {
-	r, err := w.reply()
-	if err != nil {
-		return err
-	}
-	w.session.Send(r.async)
-	if r.failure != nil {
-		return w.checkFailed(r)
-	}
-	w.took(r)
-	return nil
-}
-
-// took takes the settings that the server has told.
-func (w *run) took(r *reply) {
-	w.checked, w.touched = true, false
-	w.settings.take(r.rows, w.r.Message)
-}
-
-// checkFailed: in a failed transaction nothing can be asked, nor done; a cancel
-// that has come too late for the client's message has hit the check.
-func (w *run) checkFailed(r *reply) error {
-	switch {
-	case w.a.failed():
-		return nil
-	case r.failure.Code == codeQueryCanceled && w.gate.sentTo(w.gate.running()):
-		if w.status == 'E' {
-			by, _ := w.session.Cancelled()
-			w.a.fail(cancelError(by))
-			w.a.cancelled = true
-		}
-		return nil
-	}
-	return fmt.Errorf("%w: the settings cannot be read: %s", ErrNotRestored, r.failure.Message)
-}
-
 // conclude makes what the client is told true, and checks what has not been.
 func (w *run) conclude() error {
 	if err := w.cursorsBack(); err != nil {
@@ -476,17 +358,6 @@ func (w *run) conclude() error {
 		return fmt.Errorf("%w: %s", ErrMismatch, w.a.mismatch)
 	}
 	return nil
-}
-
-// actsAtCommit reports whether the message may have left something to be run
-// by the COMMIT of the open transaction.
-func (w *run) actsAtCommit() bool {
-	for i := w.r.First; i < len(w.r.Message.Statements); i++ {
-		if st := &w.r.Message.Statements[i]; st.Opaque || st.Cursor.Hold && st.Looks {
-			return true
-		}
-	}
-	return false
 }
 
 // writesUnseen reports whether the message may have changed rows that were not

@@ -22,19 +22,17 @@ func (s *session) tryOwn(st *statement) *policy.Refusal {
 	if st.own == 0 {
 		return nil
 	}
-	s.mu.Lock()
-	base, lifts := s.base, s.lifts.Clone()
-	s.mu.Unlock()
-	for i := range st.own {
-		cmd := list[i].Proxy
-		r := lifts.Apply(base, cmd)
-		if r != nil {
-			r.Position = 0
-			s.recordLift(cmd.Verb, cmd.Name, cmd.Value, r)
-			return r
-		}
+	commands := make([]*policy.ProxyCommand, st.own)
+	for i := range commands {
+		commands[i] = list[i].Proxy
 	}
-	st.rule, st.reason = lifts.Effective(base), lifts.Reason()
+	rule, reason, bad, refusal := s.ruling.try(commands)
+	if refusal != nil {
+		refusal.Position = 0
+		s.lifted(st.seq, commands[bad].Verb, commands[bad].Name, commands[bad].Value, refusal)
+		return refusal
+	}
+	st.rule, st.reason = rule, reason
 	return nil
 }
 
@@ -68,9 +66,7 @@ func (s *session) serveOwn(st *statement) (tag string, e *sessionError) {
 
 // show answers SHOW pgproxy.name.
 func (s *session) show(name string) *sessionError {
-	s.mu.Lock()
-	rule, reason := s.rule, s.lifts.Reason()
-	s.mu.Unlock()
+	rule, reason := s.ruling.both()
 	switch name {
 	case "session":
 		s.table([]string{"property", "value"}, [][]string{
@@ -133,3 +129,15 @@ func quoteIdent(s string) string   { return `"` + strings.ReplaceAll(s, `"`, `""
 
 // itoa is for rows of text.
 func itoa(n int64) string { return strconv.FormatInt(n, 10) }
+
+// lift changes one of the session's own settings, and records it. The settings
+// of the server that follow from it are put right before the next statement.
+func (s *session) lift(verb, name, value string) *policy.Refusal {
+	asked := value
+	if name == "reason" {
+		value = policy.RedactText(value) // it is shown to others
+	}
+	r := s.ruling.set(verb, name, value)
+	s.lifted(s.life.statement(), verb, name, asked, r)
+	return r
+}

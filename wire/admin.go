@@ -6,7 +6,6 @@ import (
 	"fmt"
 
 	"pgproxy/policy"
-	"pgproxy/wire/audit"
 )
 
 // Viewer is somebody who looks at sessions from outside, and the rule in force
@@ -62,9 +61,7 @@ func (srv *Server) Kill(by Viewer, id string) error {
 	if err != nil {
 		return err
 	}
-	rec := s.newRecord(audit.Cancel)
-	rec.EndReason, rec.Verdict = "session ended by "+by.name(), "allow"
-	if err := srv.write(rec); err != nil {
+	if err := s.killed(by.name()); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnrecorded, err)
 	}
 	e := fatal(codeAdminShutdown, "pgproxy: terminating connection due to administrator command", reasonKilled)
@@ -83,11 +80,7 @@ func (srv *Server) target(by Viewer, id string) (*session, error) {
 	if by.Ends(s.caller.Who()) {
 		return s, nil
 	}
-	srv.metrics.cancel("refused")
-	rec := s.newRecord(audit.Cancel)
-	rec.EndReason, rec.Verdict, rec.Rule = by.name()+" wanted to act on this session", "deny", "may_kill"
-	rec.SQLState, rec.Error = codeInsufficientPriv, ErrNotAllowed.Error()
-	srv.record(rec)
+	s.meddled(by.name())
 	return nil, ErrNotAllowed
 }
 
