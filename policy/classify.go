@@ -258,7 +258,7 @@ func (c *classifier) unknown(n any) {
 func needs(n any, kind string) Access {
 	switch n := n.(type) {
 	case *pg.CreateStmt:
-		return temporary(n.Relation)
+		return max(temporary(n.Relation), temporaryAll(n.InhRelations)) // it becomes a part of its parents
 	case *pg.CreateTableAsStmt:
 		if kind == "CREATE TABLE AS" {
 			return temporary(n.Into.GetRel())

@@ -94,12 +94,23 @@ func (j *judgement) execution(i int, e execution) *Refusal {
 	}
 	for v := range p.all() {
 		for k := range v.acts {
-			if a := &v.acts[k]; e.Planned && a.Class == actStatement {
-				continue
-			} else if r := j.act(i, a, e.Pos); r != nil {
+			if r := j.executed(i, e, &v.acts[k]); r != nil {
 				return r
 			}
 		}
+	}
+	return nil
+}
+
+// executed judges an act of a prepared statement. One that is only planned does
+// nothing, but the plan is kept, and with it what its names mean now: an EXECUTE
+// to come runs that plan, whatever they mean by then.
+func (j *judgement) executed(i int, e execution, a *act) *Refusal {
+	switch {
+	case !e.Planned || a.Class != actStatement:
+		return j.act(i, a, e.Pos)
+	case a.Target != nil && a.Needs <= j.rule.Access:
+		return j.change(lookup{act: a, pos: e.Pos, prepared: true, first: i == 0, unsettled: j.unsettled})
 	}
 	return nil
 }
@@ -110,7 +121,8 @@ func (j *judgement) act(i int, a *act, pos int) *Refusal {
 	if a.Needs > Read {
 		j.writes = true
 	}
-	if pos == 0 {
+	prepared := pos != 0
+	if !prepared {
 		pos = a.Pos
 	}
 	switch {
@@ -132,7 +144,7 @@ func (j *judgement) act(i int, a *act, pos int) *Refusal {
 		return refuseBare(a, pos)
 	}
 	if a.Target != nil {
-		return j.change(lookup{act: a, pos: pos, first: i == 0, unsettled: j.unsettled})
+		return j.change(lookup{act: a, pos: pos, prepared: prepared, first: i == 0, unsettled: j.unsettled})
 	}
 	return nil
 }

@@ -38,7 +38,17 @@ func (j *judgement) key(l lookup) string {
 	case len(rows) > 0 && rows[0][6] != "UTF8" && ch.uncertain(table):
 		return "the encoding of the database leaves open which table or column is meant"
 	}
-	return pinned(table.Name, ch, rows)
+	why := pinned(table.Name, ch, rows)
+	if why != "" || !l.bound() {
+		return why
+	}
+	switch rows, err := j.ask(fmt.Sprintf(keySQL, table.permanent())); {
+	case err != nil:
+		return "the catalogue cannot be read now"
+	case len(rows) > 0: // none: there is only the temporary one
+		return pinned(table.Name, ch, rows)
+	}
+	return ""
 }
 
 // uncertain reports whether a name that the change relies on may be another one
@@ -139,37 +149,37 @@ func describeKeys(table string, keys [][]string) string {
 // collation, and no other = operator, made by a user, that would be chosen
 // for the column's type.
 func keyQuery(table *relation) string {
-	return fmt.Sprintf(keySQL, quoteLiteral(table.quoted()))
+	return fmt.Sprintf(keySQL, "pg_catalog.to_regclass("+quoteLiteral(table.quoted())+")")
 }
 
 const keySQL = `SELECT c.relkind,
-  EXISTS (SELECT FROM pg_catalog.pg_rewrite w WHERE w.ev_class OPERATOR(pg_catalog.=) c.oid),
-  EXISTS (SELECT FROM pg_catalog.pg_inherits h WHERE h.inhparent OPERATOR(pg_catalog.=) c.oid AND c.relkind OPERATOR(pg_catalog.=) 'r'),
+  EXISTS (SELECT FROM ONLY pg_catalog.pg_rewrite w WHERE w.ev_class OPERATOR(pg_catalog.=) c.oid),
+  EXISTS (SELECT FROM ONLY pg_catalog.pg_inherits h WHERE h.inhparent OPERATOR(pg_catalog.=) c.oid AND c.relkind OPERATOR(pg_catalog.=) 'r'),
   k.indexrelid, k.attname, k.usable, pg_catalog.current_setting('server_encoding')
-FROM pg_catalog.pg_class c LEFT JOIN LATERAL (
+FROM ONLY pg_catalog.pg_class c LEFT JOIN LATERAL (
   SELECT i.indexrelid, n.n, a.attname,
     oc.opcdefault AND i.indcollation[n.n] OPERATOR(pg_catalog.=) a.attcollation AND NOT EXISTS (
-      SELECT FROM pg_catalog.pg_operator o
+      SELECT FROM ONLY pg_catalog.pg_operator o
       WHERE o.oprname OPERATOR(pg_catalog.=) '=' AND pg_catalog.pg_operator_is_visible(o.oid)
       AND o.oprnamespace OPERATOR(pg_catalog.<>) 'pg_catalog'::pg_catalog.regnamespace
       AND (o.oprleft OPERATOR(pg_catalog.=) a.atttypid OR o.oprright OPERATOR(pg_catalog.=) a.atttypid OR EXISTS (
-        SELECT FROM pg_catalog.pg_cast x WHERE x.castsource OPERATOR(pg_catalog.=) a.atttypid
+        SELECT FROM ONLY pg_catalog.pg_cast x WHERE x.castsource OPERATOR(pg_catalog.=) a.atttypid
         AND x.castcontext OPERATOR(pg_catalog.=) 'i'
         AND (x.casttarget OPERATOR(pg_catalog.=) o.oprleft OR x.casttarget OPERATOR(pg_catalog.=) o.oprright)))
       AND NOT EXISTS (
-        SELECT FROM pg_catalog.pg_amop m
+        SELECT FROM ONLY pg_catalog.pg_amop m
         WHERE m.amopfamily OPERATOR(pg_catalog.=) oc.opcfamily AND m.amopopr OPERATOR(pg_catalog.=) o.oid
         AND m.amopstrategy OPERATOR(pg_catalog.=) 3)
     ) AND t.typtype OPERATOR(pg_catalog.<>) 'd' AS usable
-  FROM pg_catalog.pg_index i
+  FROM ONLY pg_catalog.pg_index i
   CROSS JOIN LATERAL pg_catalog.generate_series(0, i.indnkeyatts::pg_catalog.int4 OPERATOR(pg_catalog.-) 1) n (n)
-  JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) c.oid AND a.attnum OPERATOR(pg_catalog.=) i.indkey[n.n]
-  JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid
-  JOIN pg_catalog.pg_opclass oc ON oc.oid OPERATOR(pg_catalog.=) i.indclass[n.n]
+  JOIN ONLY pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) c.oid AND a.attnum OPERATOR(pg_catalog.=) i.indkey[n.n]
+  JOIN ONLY pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid
+  JOIN ONLY pg_catalog.pg_opclass oc ON oc.oid OPERATOR(pg_catalog.=) i.indclass[n.n]
   WHERE i.indrelid OPERATOR(pg_catalog.=) c.oid AND i.indisunique AND i.indisvalid AND i.indislive
   AND i.indimmediate AND i.indpred IS NULL AND i.indexprs IS NULL
 ) k ON true
-WHERE c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(%s)
+WHERE c.oid OPERATOR(pg_catalog.=) %s
 ORDER BY k.indexrelid, k.n`
 
 func quoteIdentifier(name string) string {

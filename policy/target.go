@@ -45,15 +45,22 @@ func (r *relation) bareCatalogName() bool {
 // lookup is a change of rows that the database may have to be asked about.
 type lookup struct {
 	act       *act
-	pos       int  // of the act
+	pos       int  // of the act, or of the EXECUTE that runs it
+	prepared  bool // it stands in a prepared statement
 	first     bool // it is in the first statement of the message
 	unsettled bool // an earlier statement may change what names mean
 }
 
+// bound reports whether the change stands in a prepared statement. Its plan may
+// be an older one: a temporary table made since stands before the table that
+// the plan has, and the plan stays as it is (PostgreSQL forgets it only when
+// what it has changes). So both are looked at.
+func (l *lookup) bound() bool { return l.prepared && l.act.Target.Schema == "" }
+
 // place is the position of the target's name, or of the EXECUTE in which it is
 // not to be seen.
 func (l *lookup) place() int {
-	if l.pos != l.act.Pos {
+	if l.prepared {
 		return l.pos
 	}
 	return l.act.Target.Pos
@@ -110,10 +117,10 @@ func (j *judgement) lookUp(l lookup) *Refusal {
 // relations.
 func (j *judgement) target(l lookup) *Refusal {
 	t := l.act.Target
-	if !l.unsettled && j.mem.isPlain(t) {
+	if !l.unsettled && !l.bound() && j.mem.isPlain(t) {
 		return nil
 	}
-	rows, err := j.ask(t.query(l.unsettled))
+	rows, err := j.ask(t.query(l.unsettled, l.bound()))
 	switch {
 	case l.first && errors.Is(err, ErrFailedTransaction):
 		return nil // the server refuses it
@@ -121,7 +128,7 @@ func (j *judgement) target(l lookup) *Refusal {
 		return refuseUnread(t, l.place(), err)
 	case rows[0][1] != "":
 		return refuseCatalog(j.rule, rows[0][1], l.place())
-	case rows[0][0] == "t" && !l.unsettled:
+	case rows[0][0] == "t" && !l.unsettled && !l.bound():
 		j.mem.notePlain(t)
 	}
 	return nil
@@ -157,31 +164,45 @@ func (j *judgement) ask(sql string) ([][]string, error) {
 // these are code of the database's. It takes no lock that a table's could be in
 // the way of.
 //
-// While names are not settled it asks about all relations of that name.
-func (r *relation) query(unsettled bool) string {
+// While names are not settled it asks about all relations of that name, and for
+// a bound name about the one behind a temporary one, too.
+func (r *relation) query(unsettled, bound bool) string {
 	if unsettled && r.Schema == "" {
 		return fmt.Sprintf(targetSQL, "c.relname OPERATOR(pg_catalog.=) "+quoteLiteral(r.Name)+
 			" AND NOT EXISTS (SELECT FROM system s WHERE s.oid OPERATOR(pg_catalog.=) c.relnamespace)")
 	}
-	return fmt.Sprintf(targetSQL, "c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass("+quoteLiteral(r.quoted())+")")
+	seed := "c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(" + quoteLiteral(r.quoted()) + ")"
+	if bound {
+		seed += " OR c.oid OPERATOR(pg_catalog.=) " + r.permanent()
+	}
+	return fmt.Sprintf(targetSQL, seed)
+}
+
+// permanent is the number of the relation that the name means without the
+// session's temporary ones.
+func (r *relation) permanent() string {
+	return `(SELECT p.oid FROM ONLY pg_catalog.pg_class p JOIN ONLY pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.relnamespace
+  WHERE p.relname OPERATOR(pg_catalog.=) ` + quoteLiteral(r.Name) + ` AND n.oid OPERATOR(pg_catalog.<>) pg_catalog.pg_my_temp_schema()
+  AND n.nspname OPERATOR(pg_catalog.=) ANY (pg_catalog.current_schemas(true))
+  ORDER BY pg_catalog.array_position(pg_catalog.current_schemas(true), n.nspname) LIMIT 1)`
 }
 
 // The relations that a view speaks of stand in its parse tree:
 // pg_depend leaves out the tables of pg_catalog, which cannot be dropped.
 const targetSQL = `WITH RECURSIVE system (oid) AS (
-  SELECT n.oid FROM pg_catalog.pg_namespace n
+  SELECT n.oid FROM ONLY pg_catalog.pg_namespace n
   WHERE n.nspname OPERATOR(pg_catalog.=) ANY (ARRAY['pg_catalog', 'information_schema']::pg_catalog.name[])
   OR pg_catalog.starts_with(n.nspname::pg_catalog.text, 'pg_toast')
 ), reached (oid, name, kind, system) AS (
   SELECT c.oid, c.relname, c.relkind, EXISTS (SELECT FROM system s WHERE s.oid OPERATOR(pg_catalog.=) c.relnamespace)
-  FROM pg_catalog.pg_class c WHERE %s
+  FROM ONLY pg_catalog.pg_class c WHERE %s
   UNION
   SELECT c.oid, c.relname, c.relkind, EXISTS (SELECT FROM system s WHERE s.oid OPERATOR(pg_catalog.=) c.relnamespace)
   FROM reached v
-  JOIN pg_catalog.pg_rewrite w ON w.ev_class OPERATOR(pg_catalog.=) v.oid AND v.kind OPERATOR(pg_catalog.=) 'v' AND NOT v.system
+  JOIN ONLY pg_catalog.pg_rewrite w ON w.ev_class OPERATOR(pg_catalog.=) v.oid AND v.kind OPERATOR(pg_catalog.=) 'v' AND NOT v.system
   CROSS JOIN LATERAL pg_catalog.regexp_matches(w.ev_action::pg_catalog.text, ':relid ([0-9]+)', 'g') m (id)
-  JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) m.id[1]::pg_catalog.oid
-  WHERE NOT EXISTS (SELECT FROM pg_catalog.pg_trigger t WHERE t.tgrelid OPERATOR(pg_catalog.=) v.oid
+  JOIN ONLY pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) m.id[1]::pg_catalog.oid
+  WHERE NOT EXISTS (SELECT FROM ONLY pg_catalog.pg_trigger t WHERE t.tgrelid OPERATOR(pg_catalog.=) v.oid
     AND (t.tgtype::pg_catalog.int4 OPERATOR(pg_catalog.&) 64) OPERATOR(pg_catalog.<>) 0)
 )
 SELECT pg_catalog.count(*) OPERATOR(pg_catalog.>) 0, pg_catalog.max(name::pg_catalog.text) FILTER (WHERE system) FROM reached`
