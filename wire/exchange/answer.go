@@ -329,7 +329,7 @@ func (a *Answer) complete(whole int64, body []byte) action {
 		a.fail(copyError())
 		return drop
 	case a.capped == "":
-	case a.memory.Reads(a.msg, a.index) && (a.allReads || a.guarded || a.onlyReads()):
+	case a.memory.Reads(a.msg, a.index) && (a.allReads || a.guarded || a.index == a.end-1 || a.onlyReads()):
 		// The rows that were sent are shown only if their statement ends well.
 		a.said = frame.AppendComplete(a.said, sentTag(tag, a.stmtRows))
 		a.fail(truncationError(a))
@@ -345,11 +345,13 @@ func (a *Answer) complete(whole int64, body []byte) action {
 	return pass
 }
 
-// onlyReads reports whether every statement of the message only reads, those
-// included that a cancel cannot stop.
+// onlyReads reports whether every statement of the message only reads, or moves
+// transactions and cursors, those included that a cancel cannot stop.
 func (a *Answer) onlyReads() bool {
 	for i := range a.msg.Statements {
-		if !a.memory.Reads(a.msg, i) {
+		st := &a.msg.Statements[i]
+		moves := st.Tx != policy.TxNone && st.Tx != policy.TxPrepare || st.Cursor.Verb != policy.NoCursor
+		if !moves && !a.memory.Reads(a.msg, i) {
 			return false
 		}
 	}
@@ -445,7 +447,7 @@ func (a *Answer) replacement(f frame.ErrorFields, size int) *frame.Notice {
 	case stopped && a.cancelSent && a.cancelledBy != "":
 		a.cancelled = true
 		return cancelError(a.cancelledBy)
-	case stopped && !a.cancelSent && !a.ownTimeout && a.rule.StatementTimeout > 0 && strings.Contains(f.Message, "statement timeout"):
+	case stopped && !a.cancelSent && !a.ownTimeout && a.rule.StatementTimeout > 0 && strings.Contains(f.Message, "statement timeout") && !a.setsTimeout():
 		return timeoutError(a.rule)
 	}
 	if limit := a.rule.MaxBytes; limit > 0 && int64(size) > max(limit, openLimit) {
@@ -453,6 +455,14 @@ func (a *Answer) replacement(f frame.ErrorFields, size int) *frame.Notice {
 			Detail: "The message was longer than max_bytes, and was cut by pgproxy."}
 	}
 	return nil
+}
+
+// setsTimeout reports whether the message has set its own statement_timeout,
+// which then is what has ended it.
+func (a *Answer) setsTimeout() bool {
+	return slices.ContainsFunc(a.msg.Statements[:min(a.index, len(a.msg.Statements))], func(st policy.Statement) bool {
+		return slices.Contains(st.Settings, "statement_timeout")
+	})
 }
 
 // copy ends a COPY that the server began although no statement read as one:

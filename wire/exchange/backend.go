@@ -2,9 +2,11 @@ package exchange
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net"
+	"strings"
 	"time"
 
 	"pgproxy/policy"
@@ -69,6 +71,9 @@ type Backend struct {
 	settings settings
 	cursors  cursors
 	counted  changeCounter
+	// savepoint is the name of the guard's, which nobody can guess: a ROLLBACK
+	// TO of the client's must not find it.
+	savepoint string
 
 	// What of the message that passes is still to come.
 	left     int
@@ -78,7 +83,8 @@ type Backend struct {
 // New returns the Backend of a connection that is idle and outside of a
 // transaction. rule is what the connection was opened under.
 func New(up *upstream.Conn, s Session, wait *frame.Waiter, rule policy.Rule, startup map[string]string) *Backend {
-	b := &Backend{Up: up, session: s, in: frame.Reader{Conn: up.Net, Wait: wait}, status: 'I'}
+	b := &Backend{Up: up, session: s, in: frame.Reader{Conn: up.Net, Wait: wait}, status: 'I',
+		savepoint: "pgproxy_" + strings.ToLower(rand.Text()[:12])}
 	b.settings.begin(rule, startup, up.Params)
 	return b
 }

@@ -138,7 +138,7 @@ func (w *run) actsAtCommit() bool {
 
 // ask asks the server for its settings in the middle of a message.
 func (w *run) ask() error {
-	r, err := w.roundTrip(w.settings.question())
+	r, err := w.roundTrip(w.settings.question(w.status == 'T'))
 	if err != nil {
 		return err
 	}
@@ -156,7 +156,7 @@ func (w *run) learn() error {
 	if w.settings.known || w.status == 'E' || !w.touches(all) {
 		return nil
 	}
-	r, err := w.roundTrip(w.settings.question())
+	r, err := w.roundTrip(w.settings.question(w.status == 'T'))
 	if err != nil {
 		return err
 	}
@@ -187,7 +187,7 @@ func (b *Backend) CheckOpen(rule *policy.Rule) ([]string, error) {
 	if !b.settings.open || b.status == 'E' || rule.Access == policy.Admin {
 		return nil, nil
 	}
-	r, err := b.execute(b.settings.question())
+	r, err := b.execute(b.settings.question(b.status == 'T'))
 	if err != nil || r.failure != nil {
 		return nil, err
 	}

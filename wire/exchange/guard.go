@@ -24,8 +24,6 @@ import (
 // has to be left unwrapped. What was not seen to change rows and did so all the
 // same is told of afterwards, with a WARNING.
 
-const guardSavepoint = "pgproxy_guard"
-
 // sendGuarded sends a part that changes rows so that it can be taken back.
 func (w *run) sendGuarded(i int, begin string) error {
 	seg := w.list[i]
@@ -71,7 +69,7 @@ func (w *run) sendGuarded(i int, begin string) error {
 func (w *run) openGuard(begin string) (bool, error) {
 	first := begin
 	if w.status == 'T' && !w.implicit && !w.saved {
-		first = "SAVEPOINT " + guardSavepoint
+		first = "SAVEPOINT " + w.savepoint
 	}
 	var texts []string
 	if first != "" {
@@ -103,9 +101,9 @@ func (w *run) openGuard(begin string) (bool, error) {
 
 // release gives the savepoint up. The check of the settings may go along.
 func (w *run) release(check bool) error {
-	texts := []string{"RELEASE SAVEPOINT " + guardSavepoint}
+	texts := []string{"RELEASE SAVEPOINT " + w.savepoint}
 	if check {
-		texts = append(texts, w.settings.question())
+		texts = append(texts, w.settings.question(true))
 	}
 	if err := w.send(texts...); err != nil {
 		return err
@@ -229,7 +227,7 @@ func (w *run) takeBack() error {
 // backToSavepoint rolls back to the guard's savepoint. A cancel that comes too
 // late for the client's statement may hit the first try.
 func (w *run) backToSavepoint() error {
-	const back = "ROLLBACK TO SAVEPOINT " + guardSavepoint + "; RELEASE SAVEPOINT " + guardSavepoint
+	back := "ROLLBACK TO SAVEPOINT " + w.savepoint + "; RELEASE SAVEPOINT " + w.savepoint
 	for try := 0; ; try++ {
 		r, err := w.roundTrip(back)
 		if err != nil {
@@ -275,7 +273,7 @@ func (w *run) endImplicit(end string) error {
 	texts := []string{end}
 	check := w.wantsCheck()
 	if check {
-		texts = append(texts, w.settings.question())
+		texts = append(texts, w.settings.question(false))
 	}
 	if err := w.send(texts...); err != nil {
 		return err
@@ -348,9 +346,9 @@ func (c changeCount) since(before changeCount) int64 {
 const (
 	changedRowsOf = `pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) OPERATOR(pg_catalog.+) pg_catalog.pg_stat_get_xact_tuples_updated(c.oid) OPERATOR(pg_catalog.+) pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid)`
 
-	countLocked = `SELECT c.oid, ` + changedRowsOf + `, pg_catalog.current_setting('track_counts') FROM pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND c.oid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT l.relation FROM pg_catalog.pg_lock_status() l WHERE l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.mode OPERATOR(pg_catalog.=) 'RowExclusiveLock') OPERATOR(pg_catalog.||) '{%s}'::pg_catalog.oid[]) UNION ALL SELECT 0, 0, pg_catalog.current_setting('track_counts')`
+	countLocked = `SELECT c.oid, ` + changedRowsOf + `, pg_catalog.current_setting('track_counts') FROM ONLY pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND c.oid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT l.relation FROM pg_catalog.pg_lock_status() l WHERE l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.mode OPERATOR(pg_catalog.=) 'RowExclusiveLock') OPERATOR(pg_catalog.||) '{%s}'::pg_catalog.oid[]) UNION ALL SELECT 0, 0, pg_catalog.current_setting('track_counts')`
 
-	countAll = `SELECT c.oid, ` + changedRowsOf + `, pg_catalog.current_setting('track_counts') FROM pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND ` + changedRowsOf + ` OPERATOR(pg_catalog.>) 0 UNION ALL SELECT 0, 0, pg_catalog.current_setting('track_counts')`
+	countAll = `SELECT c.oid, ` + changedRowsOf + `, pg_catalog.current_setting('track_counts') FROM ONLY pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND ` + changedRowsOf + ` OPERATOR(pg_catalog.>) 0 UNION ALL SELECT 0, 0, pg_catalog.current_setting('track_counts')`
 )
 
 // question is the query before a statement.

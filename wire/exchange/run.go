@@ -43,6 +43,7 @@ type run struct {
 
 	guard    bool // a change over the cap is taken back
 	watch    bool // the settings that belong to pgproxy are checked
+	each     bool // each statement is a part of its own
 	wrap     bool // what is outside of a transaction gets one of pgproxy's
 	implicit bool // such a transaction is open
 	whole    bool // the message is kept or taken back as a whole
@@ -92,9 +93,10 @@ func (b *Backend) Run(r *Request) (*Answer, error) {
 // rows is cut into its statements, since each of them has the cap for itself.
 func (w *run) plan() {
 	stmts := w.r.Message.Statements
-	boundary, reads, changes := false, 0, false
+	boundary, fetches, reads, changes := false, false, 0, false
 	for i := w.r.First; i < len(stmts); i++ {
 		boundary = boundary || stmts[i].Tx != policy.TxNone
+		fetches = fetches || stmts[i].Cursor.Verb == policy.CursorFetch
 		changes = changes || w.r.Memory.Changes(w.r.Message, i)
 		if w.r.Memory.Reads(w.r.Message, i) {
 			reads++
@@ -105,14 +107,16 @@ func (w *run) plan() {
 	w.guard = changes && w.r.Rule.MaxAffectedRows > 0
 	w.wrap = w.guard
 	w.whole = !boundary
+	capped := w.r.Rule.MaxRows > 0 || w.r.Rule.MaxBytes > 0
+	w.each = w.guard || fetches && capped // a FETCH is limited, which only one by itself can be
 	switch {
-	case n > 1 && (w.guard || boundary && w.watch):
+	case n > 1 && (w.each || boundary && w.watch):
 		w.wrap = true
 		w.cut()
 		return
 	case n > 1 && !boundary && reads > 0 && reads < n:
 		// A result over its cap is an error, which undoes the whole message.
-		w.wrap = w.r.Rule.MaxRows > 0 || w.r.Rule.MaxBytes > 0
+		w.wrap = capped
 	case n == 0:
 		w.whole = false
 	}
@@ -123,13 +127,13 @@ func (w *run) plan() {
 	w.list = []segment{{first: w.r.First, last: len(stmts) - 1, start: start, end: len(w.r.SQL)}}
 }
 
-// cut makes each statement a part of its own where one of them changes rows,
-// and otherwise each BEGIN, COMMIT and the like, and all that stands between
+// cut makes each statement a part of its own where one of them changes rows or
+// is a FETCH, and otherwise each BEGIN, COMMIT and the like, and all that stands between
 // two of those.
 func (w *run) cut() {
 	stmts := w.r.Message.Statements
 	for i := w.r.First; i < len(stmts); i++ {
-		joins := i > w.r.First && !w.guard && stmts[i].Tx == policy.TxNone && stmts[i-1].Tx == policy.TxNone
+		joins := i > w.r.First && !w.each && stmts[i].Tx == policy.TxNone && stmts[i-1].Tx == policy.TxNone
 		if joins {
 			last := &w.list[len(w.list)-1]
 			last.last, last.end = i, stmts[i].End
@@ -145,6 +149,11 @@ func (w *run) segments() error {
 	for i, seg := range w.list {
 		if ok, err := w.proceed(); !ok || err != nil {
 			return err
+		}
+		if i == 0 && w.guard && w.whole && len(w.list) > 1 && w.status == 'T' {
+			if ok, err := w.openGuard(""); !ok || err != nil {
+				return err
+			}
 		}
 		w.a.shift += utf8.RuneCountInString(w.r.SQL[counted:seg.start])
 		counted = seg.start
@@ -231,6 +240,12 @@ func (w *run) segment(i int) error {
 		return err
 	}
 	w.a.quiet = false
+	if w.implicit && stmt.Tx == policy.TxPrepare && w.status == 'I' {
+		// It has prepared the transaction of pgproxy's, as it would have done
+		// with the one that the server makes of a message.
+		w.a.say(noTransactionWarning())
+		w.tellHeld()
+	}
 	if stmt.Tx == policy.TxBegin || w.status == 'I' {
 		w.implicit = false
 	}
@@ -266,7 +281,7 @@ func (w *run) sendSegment(i int, begin string) error {
 	texts := []string{w.text(seg)}
 	check := i == len(w.list)-1 && !w.implicit && w.status != 'E' && w.wantsCheck()
 	if check {
-		texts = append(texts, w.settings.question())
+		texts = append(texts, w.settings.question(w.status == 'T' || seg.first <= seg.last && w.r.Message.Statements[seg.first].Tx != policy.TxNone))
 	}
 	if err := w.send(texts...); err != nil {
 		return err
@@ -327,7 +342,7 @@ func (w *run) conclude() error {
 	if err := w.cursorsBack(); err != nil {
 		return err
 	}
-	if !w.guard && w.r.Rule.Access > policy.Read && w.writesUnseen() {
+	if !w.guard && w.r.Rule.Access > policy.Read && w.writesUnseen() || w.settings.atCommit && w.status != 'T' {
 		w.counted.unsure = true
 	}
 	if !w.checked && w.status != 'E' && w.wantsCheck() {
@@ -377,6 +392,9 @@ func (w *run) cursorsBack() error {
 		if w.status == 'E' {
 			break
 		}
+		if w.a.failed() && w.declares(back.cursor) {
+			continue // it ends with what the message has begun
+		}
 		r, err := w.roundTrip("MOVE " + direction(back.forward) + " " + strconv.FormatInt(back.rows, 10) + " FROM " + quoteIdent(back.cursor))
 		if err != nil {
 			return err
@@ -388,6 +406,13 @@ func (w *run) cursorsBack() error {
 	}
 	w.a.rewinds = nil
 	return nil
+}
+
+// declares reports whether the message declares a cursor of that name.
+func (w *run) declares(name string) bool {
+	return slices.ContainsFunc(w.r.Message.Statements, func(st policy.Statement) bool {
+		return st.Cursor.Verb == policy.CursorDeclare && st.Cursor.Name == name
+	})
 }
 
 func wasWere(n int64) string {

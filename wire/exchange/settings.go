@@ -41,6 +41,21 @@ var settingsQuestion = func() string {
 	return "SELECT " + strings.Join(columns, ", ")
 }()
 
+// settingsShown asks for the same by SHOW, which takes no snapshot: inside of a
+// transaction of the client's, SET TRANSACTION ISOLATION LEVEL must still be
+// possible, and a snapshot not be older than its first query.
+var settingsShown = func() string {
+	var texts []string
+	for _, name := range asked() {
+		class, own, dotted := strings.Cut(name, ".")
+		if name = quoteIdent(class); dotted {
+			name += "." + quoteIdent(own)
+		}
+		texts = append(texts, "SHOW "+name)
+	}
+	return strings.Join(texts, ";")
+}()
+
 func asked() []string { return slices.Concat(protectedSettings, parserSettings) }
 
 // settings is what is known of the server's settings that belong to pgproxy,
@@ -90,7 +105,14 @@ func (s *settings) begin(rule policy.Rule, startup, reported map[string]string) 
 	s.timeout, s.idleTx = rule.StatementTimeout, rule.IdleInTransactionTimeout
 }
 
-func (s *settings) question() string { return settingsQuestion }
+// question asks for the settings. inTx says that it may run inside of a
+// transaction of the client's.
+func (s *settings) question(inTx bool) string {
+	if inTx {
+		return settingsShown
+	}
+	return settingsQuestion
+}
 
 // note takes the body of a ParameterStatus.
 func (s *settings) note(body []byte) {
@@ -131,11 +153,12 @@ func (s *settings) differ(name, value string) {
 // take takes the answer to the question, asked behind a message (nil for none).
 func (s *settings) take(rows [][]string, msg *policy.Message) {
 	names := asked()
-	if len(rows) != 1 || len(rows[0]) != len(names) {
+	values := slices.Concat(rows...) // one row, or one for each SHOW
+	if len(values) != len(names) {
 		return
 	}
 	for i, name := range names {
-		value := rows[0][i]
+		value := values[i]
 		switch {
 		case name == "transaction_read_only":
 			s.seeReadOnly(value)
@@ -256,7 +279,7 @@ func (b *Backend) endAdmin(ownTimeout *bool) error {
 			return err
 		}
 	}
-	r, err := b.execute(b.settings.question())
+	r, err := b.execute(b.settings.question(b.status == 'T'))
 	if err != nil {
 		return err
 	}

@@ -27,6 +27,12 @@ func warning(format string, args ...any) *frame.Notice {
 	return &frame.Notice{Severity: "WARNING", Code: codeWarning, Message: fmt.Sprintf(format, args...)}
 }
 
+// noTransactionWarning is the server's own, where pgproxy's transaction keeps it
+// from being said.
+func noTransactionWarning() *frame.Notice {
+	return &frame.Notice{Severity: "WARNING", Code: "25P01", Message: "there is no transaction in progress"}
+}
+
 // copyError is the answer to COPY in every form that needs the client.
 func copyError() *frame.Notice {
 	n := errorNotice(codeFeatureNotSupported, "pgproxy: COPY FROM STDIN and COPY TO STDOUT are not supported")
@@ -119,7 +125,7 @@ func affectedError(rule *policy.Rule, changed, byItself int64) *frame.Notice {
 func uncountedError(rule *policy.Rule) *frame.Notice {
 	n := errorNotice(codeLimitExceeded, fmt.Sprintf("pgproxy: the rows that the statement changes cannot be counted, max_affected_rows is %d; it was rolled back", rule.MaxAffectedRows))
 	n.Detail = "The server's setting track_counts is off, and the statement changes rows in a WITH clause."
-	n.Hint = "SET track_counts = on, or write the change without WITH."
+	n.Hint = "Write the change without WITH. " + rule.Ask()
 	return n
 }
 
