@@ -6,8 +6,13 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"flag"
 	"fmt"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"os"
@@ -16,16 +21,20 @@ import (
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"pgproxy/node/nodetest"
+	"pgproxy/policy"
 	"pgproxy/upstream"
 	"pgproxy/upstream/upstreamtest"
+	"pgproxy/wire"
 	"pgproxy/wire/audit"
 )
 
@@ -730,20 +739,20 @@ func TestKeyIsNeededOnce(t *testing.T) {
 	}
 }
 
-// The README's unit is one that systemd takes, word for word.
+// The unit in the documentation is one that systemd takes, word for word.
 func TestSystemdUnit(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")
 	if err != nil {
 		t.Skip(err)
 	}
-	readme, err := os.ReadFile("README.md")
+	page, err := os.ReadFile(".github/docs/operations.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, unit, _ := strings.Cut(string(readme), "```ini\n")
+	_, unit, _ := strings.Cut(string(page), "```ini\n")
 	unit, _, ok := strings.Cut(unit, "```")
 	if !ok || !strings.Contains(unit, "/usr/local/bin/pgproxy ") {
-		t.Fatal("the README has no unit")
+		t.Fatal("the page has no unit")
 	}
 	file := filepath.Join(t.TempDir(), "pgproxy.service")
 	mustWrite(t, file, strings.Replace(unit, "/usr/local/bin/pgproxy ", os.Args[0]+" ", 1))
@@ -938,4 +947,261 @@ func TestNoOtherFlags(t *testing.T) {
 	if want := len(flags) + 1; len(got) != want { // -dev-node, too, whose default is the host's name
 		t.Errorf("%d flags in the help, want %d", len(got), want)
 	}
+}
+
+var update = flag.Bool("update", false, "write the generated tables of the documentation anew")
+
+// table is a generated table of the documentation.
+type table struct {
+	page, name string
+	header     []string
+	rows       [][]string
+	// prose is the header of a last column that people write. It is kept, row by
+	// row, by the row's first cell.
+	prose string
+}
+
+// The tables that come from the program are current. With -update they are
+// written.
+func TestDocsAreCurrent(t *testing.T) {
+	for _, d := range []table{flagTable(t), fieldTable(t), errorTable(t), metricTable(t)} {
+		t.Run(d.name, func(t *testing.T) {
+			file := filepath.Join(".github/docs", d.page)
+			page, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			begin, end := "<!-- generated: "+d.name+" -->\n", "<!-- end -->"
+			before, rest, ok := strings.Cut(string(page), begin)
+			old, after, closed := strings.Cut(rest, end)
+			if !ok || !closed {
+				t.Fatalf("%s has no block %q", file, begin)
+			}
+			want, missing := d.markdown(old)
+			if *update {
+				mustWrite(t, file, before+begin+want+end+after)
+			} else if old != want {
+				t.Errorf("%s is not current; go test . -run TestDocsAreCurrent -update writes it. It should have\n%s", file, want)
+			}
+			for _, row := range missing {
+				t.Errorf("%s: write the last column of %s", file, row)
+			}
+		})
+	}
+}
+
+// markdown is the table with what people wrote in the one that there is, and the
+// rows of which they have written nothing yet.
+func (d *table) markdown(old string) (text string, missing []string) {
+	written := map[string]string{}
+	for line := range strings.Lines(old) {
+		if cells := strings.Split(strings.TrimSpace(line), " | "); d.prose != "" && len(cells) > len(d.header) {
+			written[strings.TrimPrefix(cells[0], "| ")] = strings.TrimSuffix(strings.Join(cells[len(d.header):], " | "), " |")
+		}
+	}
+	header := d.header
+	if d.prose != "" {
+		header = append(slices.Clone(header), d.prose)
+	}
+	var b strings.Builder
+	line := func(cells []string) { fmt.Fprintf(&b, "| %s |\n", strings.Join(cells, " | ")) }
+	b.WriteString("\n")
+	line(header)
+	b.WriteString(strings.Repeat("|---", len(header)) + "|\n")
+	for _, row := range d.rows {
+		row = slices.Clone(row)
+		for i, cell := range row {
+			row[i] = strings.ReplaceAll(cell, "|", "\\|")
+		}
+		if d.prose != "" {
+			if written[row[0]] == "" {
+				missing = append(missing, row[0])
+			}
+			row = append(row, written[row[0]])
+		}
+		line(row)
+	}
+	b.WriteString("\n")
+	return b.String(), missing
+}
+
+// code is a text as code, or nothing.
+func code(s string) string {
+	if s == "" {
+		return ""
+	}
+	return "`" + s + "`"
+}
+
+func flagTable(t *testing.T) table {
+	d := table{page: "flags.md", name: "flags", header: []string{"flag", "environment", "default", "meaning"}}
+	mustParse(t, nil, map[string]string{"UPSTREAM_DSN": "host=localhost"}).flags.VisitAll(func(f *flag.Flag) {
+		argument, usage := flag.UnquoteUsage(f)
+		def := code(f.DefValue)
+		if f.Name == "dev-node" {
+			def = "the host's name"
+		}
+		d.rows = append(d.rows, []string{strings.TrimSpace("`-" + f.Name + "` " + argument), code(variable(f.Name)), def, usage})
+	})
+	return d
+}
+
+// fieldTable has the fields that a rule takes: of all names in the package's
+// source, those that its parser does not call unknown.
+func fieldTable(t *testing.T) table {
+	d := table{page: "policy.md", name: "policy fields", header: []string{"field", "default", "in"}, prose: "meaning"}
+	defaults := ruleDefaults()
+	for _, name := range slices.Sorted(maps.Keys(stringsIn(t, regexp.MustCompile(`^[a-z][a-z_]+$`), "policy"))) {
+		field := fmt.Sprintf(`{%q: null}`, name)
+		_, err := policy.Parse("file", []byte(`{"default": `+field+`}`))
+		if err != nil && strings.Contains(err.Error(), "unknown field") {
+			continue
+		}
+		in := "file, grants"
+		if _, errs := (policy.Caller{Grants: []json.RawMessage{json.RawMessage(field)}}).ReadGrants(); strings.Contains(fmt.Sprint(errs), "is for the policy file") {
+			in = "file"
+		}
+		d.rows = append(d.rows, []string{code(name), code(defaults[name]), in})
+	}
+	return d
+}
+
+// ruleDefaults are the defaults of a rule, by the names of its fields, as a
+// policy file spells them.
+func ruleDefaults() map[string]string {
+	otherNames := map[string]string{"where": "require_where", "idle_in_transaction_timeout": "idle_in_transaction_session_timeout"}
+	defaults := map[string]string{}
+	rule := reflect.ValueOf(policy.DefaultRule())
+	for i := range rule.NumField() {
+		if !rule.Type().Field(i).IsExported() {
+			continue
+		}
+		name := strings.ToLower(regexp.MustCompile(`([a-z])([A-Z])`).ReplaceAllString(rule.Type().Field(i).Name, "${1}_$2"))
+		if other := otherNames[name]; other != "" {
+			name = other
+		}
+		switch v := rule.Field(i).Interface().(type) {
+		case policy.Access:
+			defaults[name] = fmt.Sprintf("%q", v)
+		case policy.WhereCheck:
+			defaults[name] = fmt.Sprint(v == policy.WhereRequired)
+		case time.Duration:
+			defaults[name] = fmt.Sprintf("%q", v)
+		case bool, int64:
+			defaults[name] = fmt.Sprint(v)
+		}
+	}
+	return defaults
+}
+
+// errorTable has the SQLSTATEs that stand in the source.
+func errorTable(t *testing.T) table {
+	d := table{page: "errors.md", name: "errors", header: []string{"SQLSTATE"}, prose: "what happened, what then"}
+	found := stringsIn(t, regexp.MustCompile(`^([0-9][0-9A-Z]{4}|XX000)$`), "node", "policy", "upstream", "wire", "wire/exchange")
+	for _, sqlstate := range slices.Sorted(maps.Keys(found)) {
+		d.rows = append(d.rows, []string{code(sqlstate)})
+	}
+	return d
+}
+
+// metricTable has what a server gives a registry.
+func metricTable(t *testing.T) table {
+	d := table{page: "operations.md", name: "metrics", header: []string{"metric", "type", "labels", "meaning"}}
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(new(wire.Server).Collectors()...)
+	families, err := registry.Gather()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		var labels []string
+		for _, l := range f.GetMetric()[0].GetLabel() {
+			labels = append(labels, code(l.GetName()))
+		}
+		d.rows = append(d.rows, []string{code(f.GetName()), strings.ToLower(f.GetType().String()), strings.Join(labels, ", "), f.GetHelp()})
+	}
+	return d
+}
+
+// stringsIn finds the strings in the source of packages that match a pattern.
+func stringsIn(t *testing.T, pattern *regexp.Regexp, dirs ...string) map[string]bool {
+	t.Helper()
+	found := map[string]bool{}
+	for _, dir := range dirs {
+		files, err := filepath.Glob(filepath.Join(dir, "*.go"))
+		if err != nil || len(files) == 0 {
+			t.Fatal(dir, err)
+		}
+		for _, file := range files {
+			if strings.HasSuffix(file, "_test.go") {
+				continue
+			}
+			tree, err := parser.ParseFile(token.NewFileSet(), file, nil, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			ast.Inspect(tree, func(n ast.Node) bool {
+				if lit, ok := n.(*ast.BasicLit); ok && lit.Kind == token.STRING {
+					if s, err := strconv.Unquote(lit.Value); err == nil && pattern.MatchString(s) {
+						found[s] = true
+					}
+				}
+				return true
+			})
+		}
+	}
+	return found
+}
+
+// Every link from one page of the documentation to another, or into it, leads
+// somewhere; and the front page stays one that is read.
+func TestDocLinks(t *testing.T) {
+	pages, err := filepath.Glob(".github/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	more, err := filepath.Glob(".github/docs/*.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	pages = append(append(pages, more...), "README.md")
+	link := regexp.MustCompile(`\]\(([^)\s#]*)(#[^)\s]*)?\)`)
+	for _, page := range pages {
+		text := readPage(t, page)
+		for _, m := range link.FindAllStringSubmatch(text, -1) {
+			if strings.Contains(m[1], "://") {
+				continue
+			}
+			target := page
+			if m[1] != "" {
+				target = filepath.Join(filepath.Dir(page), m[1])
+			}
+			if _, err := os.Stat(target); err != nil {
+				t.Errorf("%s: %v", page, err)
+			} else if m[2] != "" && !slices.Contains(anchors(readPage(t, target)), m[2]) {
+				t.Errorf("%s: %s has no %s", page, target, m[2])
+			}
+		}
+	}
+	if n := strings.Count(readPage(t, "README.md"), "\n"); n > 250 {
+		t.Errorf("the README has %d lines, more than 250: move what is reference to .github/docs", n)
+	}
+}
+
+func readPage(t *testing.T, file string) string {
+	t.Helper()
+	text, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
+// anchors are the anchors of a page's headings, as GitHub makes them.
+func anchors(text string) (list []string) {
+	for _, m := range regexp.MustCompile(`(?m)^#+ (.*)$`).FindAllStringSubmatch(text, -1) {
+		plain := regexp.MustCompile(`[^\p{L}\p{N} _-]`).ReplaceAllString(strings.ToLower(m[1]), "")
+		list = append(list, "#"+strings.ReplaceAll(plain, " ", "-"))
+	}
+	return list
 }
