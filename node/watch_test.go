@@ -96,6 +96,9 @@ func (w *watched) within(t *testing.T, limit time.Duration, remote net.Addr, ok 
 func nobody(_ policy.Caller, err error) bool { return errors.Is(err, node.ErrNobody) }
 
 func TestWatchGrants(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	t.Parallel()
 	w := watch(t)
 	_, conn := connect(t, w.tn.Person("alice@example.com", "alice-laptop"), w.ln, "pgproxy-prod:5432")
@@ -132,6 +135,9 @@ func TestWatchGrants(t *testing.T) {
 // Network access that is taken away: the packet filter lets live connections
 // be, so asking again has to tell.
 func TestWatchNetworkAccess(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	t.Parallel()
 	w := watch(t)
 	alice := w.tn.Person("alice@example.com", "alice-laptop")
@@ -191,6 +197,9 @@ func TestWatchExpiredPeer(t *testing.T) {
 
 // A key that runs out by itself: nobody sends anything when it does.
 func TestWatchKeyRunsOut(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	t.Parallel()
 	w := watch(t)
 	alice := w.tn.Person("alice@example.com", "alice-laptop")
@@ -210,6 +219,9 @@ func TestWatchKeyRunsOut(t *testing.T) {
 }
 
 func TestWatchRetag(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	t.Parallel()
 	w := watch(t)
 	alice := w.tn.Person("alice@example.com", "alice-laptop")
@@ -273,6 +285,9 @@ const lookAgain = 20 * time.Millisecond
 
 // With the coordination server out of reach, what was last known goes on.
 func TestWatchControlAway(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	t.Parallel()
 	w := watchWith(t, func(n *node.Node) { n.SetControlGrace(100 * time.Millisecond) })
 	alice := w.tn.Person("alice@example.com", "alice-laptop")
@@ -304,6 +319,9 @@ func TestWatchControlAway(t *testing.T) {
 // Without its relay the node cannot be reached by some: that is told once, and
 // when it is over.
 func TestWatchRelayLost(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	t.Parallel()
 	w := watch(t)
 	w.tn.CutRelay()

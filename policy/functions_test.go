@@ -16,6 +16,9 @@ import (
 // have each volatile function that a statement can call, and everything that
 // calls a function with an effect under another name.
 func TestFunctionsOfServers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	judge := newJudge(t)
 	upstreamtest.AllVersions(t, func(t *testing.T, s *upstreamtest.Server) {
 		r := functionReview{t: t, judge: judge, conn: connect(t, s, "functions"), codes: make(map[string][]namedFunction)}

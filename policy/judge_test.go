@@ -103,6 +103,9 @@ func describe(msg *Message) []string {
 // TestCrash overflows the stack of a parser process: the text is refused, and
 // the next one is read.
 func TestCrash(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	j := newJudge(t)
 	for range 3 {
 		_, err := j.Parse(t.Context(), "SELECT 1"+strings.Repeat("+1", 100_000))
@@ -140,6 +143,9 @@ func TestBadText(t *testing.T) {
 // TestUnderLoad keeps the parser processes busy with hostile texts while
 // others read theirs.
 func TestUnderLoad(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	j := newJudge(t)
 	hostile := []string{
 		"SELECT 1" + strings.Repeat("+1", 150_000),

@@ -60,6 +60,9 @@ CREATE DOMAIN dom AS int; CREATE TABLE domained (id dom PRIMARY KEY);
 
 // TestKeys judges statements by require_where "key" against a real catalogue.
 func TestKeys(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	upstreamtest.Versions(t, func(t *testing.T, s *upstreamtest.Server) {
 		conn := connect(t, s, "keys")
 		run(t, conn, keySchema)

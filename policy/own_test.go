@@ -11,6 +11,9 @@ import (
 // TestOwnNames asks real servers for all that is PostgreSQL's own, and holds
 // the lists of this package against it.
 func TestOwnNames(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	functions, types, operators := policy.OwnNames()
 	upstreamtest.AllVersions(t, func(t *testing.T, s *upstreamtest.Server) {
 		names := func(sql string) (list []string) {

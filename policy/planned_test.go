@@ -97,6 +97,9 @@ var plannedCases = []struct{ sql, runs string }{
 // TestPlanned asks real servers what they run of statements that seem to run
 // nothing, and holds the verdict against it.
 func TestPlanned(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	judge := newJudge(t)
 	upstreamtest.Versions(t, func(t *testing.T, s *upstreamtest.Server) {
 		s.Exec(t, "CREATE DATABASE planned")

@@ -37,6 +37,9 @@ func run(t *testing.T, conn *pgconn.PgConn, sql string) []*pgconn.Result {
 // TestTags runs a statement of many kinds and compares its command tag with
 // the one that was expected from its text.
 func TestTags(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	judge := newJudge(t)
 	upstreamtest.Versions(t, func(t *testing.T, s *upstreamtest.Server) { tags(t, judge, connect(t, s, "tags")) })
 }

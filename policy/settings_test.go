@@ -27,6 +27,9 @@ var hiddenSettings = []string{
 // superuser may change, what loads libraries and what is about the server's log
 // must not be the session's own there.
 func TestSettingsOfServers(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	seen, servers := slices.Clone(hiddenSettings), 0
 	upstreamtest.AllVersions(t, func(t *testing.T, s *upstreamtest.Server) {
 		conn := connect(t, s, "settings")
@@ -73,6 +76,9 @@ var standIn = strings.NewReplacer("statement_timeout", "lock_timeout", "idle_in_
 // verdict lets pass, by SET and by set_config, the server does not take or has
 // as a value that is within the rule's.
 func TestTimeoutValues(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	judge := newJudge(t)
 	rule := policy.DefaultRule()
 	upstreamtest.Versions(t, func(t *testing.T, s *upstreamtest.Server) {

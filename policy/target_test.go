@@ -107,6 +107,9 @@ var targetCases = []struct {
 
 // TestTargets has a writer change rows of what may be the catalogue's.
 func TestTargets(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	judge := newJudge(t)
 	upstreamtest.Versions(t, func(t *testing.T, s *upstreamtest.Server) {
 		conn := connect(t, s, "targets")

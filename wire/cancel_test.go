@@ -237,6 +237,9 @@ func misdirect(addr string) func(*Server) {
 // waiting for its COMMIT is taken back all the same. One whose end is not known
 // may strike at any time, so that no later statement is sent.
 func TestCancelThatFails(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	makeTable(t, "blocked")
 	run := func(t *testing.T, addr string) (*proxy, *client) {
 		p := startProxy(t, misdirect(addr))
@@ -378,6 +381,9 @@ func tryQuery(c *client, sql string) string {
 // the machine can do in a while, at random moments none hits the statement after the one it was meant for, although
 // that is sent at once.
 func TestCancelNeverHitsTheNext(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	trials, hits, next := cancelTrials(t, 10_000, func(int64) bool { return false }, func(s *session, number uint64) *sync.WaitGroup {
 		s.fireCancel(number)
 		return new(sync.WaitGroup) // the session waits for its own
@@ -410,6 +416,9 @@ func TestCancelWithoutTheGateHitsTheNext(t *testing.T) {
 // A client that waits for the end of its cancel connection, as psql does,
 // never hits the statement that it sends then.
 func TestCancelRequestsNeverHitTheNext(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	p := startProxy(t)
 	var wg sync.WaitGroup
 	var hits atomic.Int64

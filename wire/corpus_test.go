@@ -27,6 +27,9 @@ import (
 // stands between a case and its effect. At admin, which allows everything, it
 // is the owner of the database.
 func TestCorpus(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	cases, err := policytest.Load("../policy/testdata/corpus")
 	if err != nil {
 		t.Fatal(err)
@@ -314,6 +317,9 @@ func (w *corpusRun) harmless(c policytest.Case, access policy.Access, s *client)
 // TestAllowedAtRead has a caller who reads, and may INSERT: the server's
 // read-only wall is open for that, and stands for everything else.
 func TestAllowedAtRead(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	upstreamtest.Shared(t).Exec(t, `DROP SCHEMA IF EXISTS allowed CASCADE; CREATE SCHEMA allowed AUTHORIZATION app; SET ROLE app;
 		CREATE TABLE allowed.log (n int);
 		CREATE FUNCTION allowed.sly() RETURNS int LANGUAGE sql AS 'INSERT INTO allowed.log VALUES (0) RETURNING n'`)

@@ -209,6 +209,9 @@ func run(t *testing.T, env []string, path string, args ...string) shown {
 
 // TestPgbench runs pgbench's own scripts, reading and writing.
 func TestPgbench(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	pg := upstreamtest.Shared(t)
 	pg.Exec(t, `DROP DATABASE IF EXISTS bench`)
 	pg.Exec(t, `CREATE DATABASE bench OWNER app`)
@@ -244,6 +247,9 @@ func TestPgIsready(t *testing.T) {
 // access by its first protected setting, as an admin by its COPY. Without the
 // data an admin's dump is whole.
 func TestPgDump(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	upstreamtest.Shared(t).Exec(t, driverTables)
 	p := startProxy(t)
 	atWrite := p.tool(t, "pg_dump", "-n", "drivers", "app")
@@ -298,6 +304,9 @@ print("then", cur.fetchone()[0])
 
 // TestPsycopg runs Python's drivers where the machine has them.
 func TestPsycopg(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	upstreamtest.Shared(t).Exec(t, driverTables)
 	python, err := exec.LookPath("python3")
 	if err != nil {
@@ -337,6 +346,9 @@ main().catch(e => { console.error(e); process.exit(1) })
 
 // TestNodePostgres runs node-postgres where the machine has it.
 func TestNodePostgres(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	upstreamtest.Shared(t).Exec(t, driverTables)
 	node, err := exec.LookPath("node")
 	if err != nil {

@@ -62,6 +62,9 @@ func (p *proxy) disconnected(t *testing.T, why reason) audit.Record {
 
 // Nothing runs on for a client that has gone.
 func TestClientGoneInMidStatement(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	makeTable(t, "gone")
 	for _, tt := range []struct{ name, sql string }{
 		{"sleep", "SELECT pg_sleep(71)"},
@@ -132,6 +135,9 @@ func TestClientGoneInMidMessage(t *testing.T) {
 // A client that does not read holds the server up no longer than
 // writeProgress: the statement is cancelled, and the rest of it drained.
 func TestClientNotReading(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxBytes, r.StatementTimeout = 0, 0 }))
 	c := p.login(t)
 	s := p.sessionOf(t, c)
@@ -330,6 +336,9 @@ func TestUpstreamSpeaksWhileIdle(t *testing.T) {
 // What is read while somebody else waits is not lost when the wait ends, in
 // plaintext or inside of TLS.
 func TestWatchesLoseNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	server, caFile := serverTLS(t)
 	for _, secure := range []bool{false, true} {
 		t.Run(fmt.Sprintf("TLS %v", secure), func(t *testing.T) {

@@ -77,6 +77,9 @@ func (c *client) pass() passed {
 // TestLargeResult streams 1 GB of rows and a value of 100 MB in no more memory
 // than small ones take.
 func TestLargeResult(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxRows, r.MaxBytes, r.StatementTimeout = 0, 0, 2*time.Minute }))
 	c := p.login(t)
 	c.want("SELECT 1", "D(1) C(SELECT 1) Z(I)")
@@ -108,6 +111,9 @@ func TestLargeResult(t *testing.T) {
 // TestLargeValueCapped requires that a value beyond the default cap costs
 // neither the client nor the proxy anything.
 func TestLargeValueCapped(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	p := startProxy(t)
 	c := p.login(t)
 	runtime.GC()

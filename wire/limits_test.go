@@ -405,6 +405,9 @@ FOR EACH ROW EXECUTE FUNCTION times.late();`
 // where the server's was in vain, and by ending the backend where that was in
 // vain too.
 func TestStatementTimeout(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	upstreamtest.Shared(t).Exec(t, timeoutTables)
 	p := startProxy(t, withRule(func(r *policy.Rule) { r.StatementTimeout = 200 * time.Millisecond }))
 	const timedOut = `E\(57014 canceling statement due to statement timeout \(pgproxy's statement_timeout is 200ms\)\)`
@@ -450,6 +453,9 @@ func TestStatementTimeout(t *testing.T) {
 // not read. It must hear that rows are missing, whether or not the server was
 // through with its statement.
 func TestTimeoutOfSlowClient(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	pg := upstreamtest.Shared(t)
 	pg.Exec(t, timeoutTables+`CREATE TABLE times.wide AS SELECT i AS id, 0 AS n FROM generate_series(1, 500) i`)
 	p := startProxy(t, withRule(func(r *policy.Rule) {

@@ -157,6 +157,9 @@ INSERT INTO psql.lines VALUES (1, 1, 'mon', 3), (2, 1, 'tue', 4), (3, 2, 'mon', 
 // TestPsqlAsDirect runs scripts through the proxy and on the server itself,
 // and requires that psql shows the same, to the byte.
 func TestPsqlAsDirect(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	pg := upstreamtest.Shared(t)
 	pg.Exec(t, psqlTables)
 	scripts := []struct{ name, script, piece string }{
@@ -497,6 +500,9 @@ func TestPsqlTimeouts(t *testing.T) {
 // TestPsqlSettings requires that settings given at connect are judged as the
 // same SET would be.
 func TestPsqlSettings(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	eachPsql(t, func(t *testing.T, q psql) {
 		p := startProxy(t)
 		for _, c := range []struct {
@@ -632,6 +638,9 @@ func TestPsqlWatch(t *testing.T) {
 // TestPsqlTLS connects with every sslmode, with and without TLS on the proxy.
 // psql sends its cancel request in plaintext either way.
 func TestPsqlTLS(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	config, ca := serverTLS(t)
 	with := func(srv *Server) { srv.TLS = config }
 	must := func(srv *Server) { srv.TLS, srv.RequireTLS = config, true }

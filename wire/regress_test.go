@@ -42,12 +42,18 @@ var guardedFiles = strings.Fields(`test_setup triggers inherit subselect transac
 // and straight to another server of the same making, and requires that it
 // shows the same, to the byte.
 func TestRegress(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	regressions(t, policy.Rule{Access: policy.Admin, Where: policy.WhereFree}, regressFiles)
 }
 
 // TestRegressGuarded does the same with caps that are never reached: what the
 // proxy wraps around statements that change rows is not to be seen.
 func TestRegressGuarded(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	const never = 1 << 40
 	regressions(t, policy.Rule{Access: policy.Admin, Where: policy.WhereFree, MaxRows: never, MaxBytes: never, MaxAffectedRows: never,
 		StatementTimeout: time.Hour, IdleInTransactionTimeout: time.Hour}, guardedFiles)
@@ -79,6 +85,9 @@ func regressions(t *testing.T, rule policy.Rule, files []string) {
 // not speak: COPY with its data, \gdesc, large objects by function call. What
 // comes of it is not compared, but the session outlives it.
 func TestRegressRefused(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	r := startRegress(t, policy.Rule{Access: policy.Admin, Where: policy.WhereFree})
 	dir := t.TempDir()
 	before, after := filepath.Join(dir, "before.sql"), filepath.Join(dir, "after.sql")
@@ -240,6 +249,9 @@ func firstDifference(want, got string) (line int, w, g string) {
 // way, straight to the server and through the affected-rows guard, and
 // requires the same answers and the same rows.
 func TestGuardedMessages(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	pg := upstreamtest.Shared(t)
 	pg.Exec(t, "DROP SCHEMA IF EXISTS guarded CASCADE; CREATE SCHEMA guarded AUTHORIZATION app")
 	p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxAffectedRows = 5; r.Access = policy.Admin }))

@@ -227,6 +227,9 @@ func TestPanic(t *testing.T) {
 
 // A client that does not read does not put off the end of its session.
 func TestKillClientNotReading(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	p := startProxy(t, withRule(func(r *policy.Rule) { r.MaxBytes, r.StatementTimeout = 0, 0 }))
 	c := p.login(t)
 	s := p.sessionOf(t, c)

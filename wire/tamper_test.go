@@ -41,6 +41,9 @@ func sneaky(t *testing.T, pg *upstreamtest.Server) {
 // may have changed one. A change is recorded, and put back before the next
 // message.
 func TestUnreportedSettings(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	for _, major := range []int{15, 18} {
 		t.Run(fmt.Sprintf("PostgreSQL %d", major), func(t *testing.T) {
 			pg := startMajor(t, major)

@@ -55,6 +55,9 @@ func (r *records) refusals() (list []string) {
 // TestCheckPostgres runs the checks of check_postgres that a login of
 // pg_monitor's may make directly.
 func TestCheckPostgres(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	path := outsider(t, "check_postgres")
 	p := watched(t)
 	for _, check := range [][]string{
@@ -85,6 +88,9 @@ func TestCheckPostgres(t *testing.T) {
 // TestPgActivity looks at the running statements with pg_activity. The sizes of
 // the server's temporary files, which it shows where it may, are an admin's.
 func TestPgActivity(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	path := outsider(t, "pg_activity")
 	p := watched(t)
 	busy := p.login(t)
@@ -109,6 +115,9 @@ func TestPgActivity(t *testing.T) {
 // TestPgcli reads with pgcli. From 3.5 it looks at the catalogue by the extended
 // protocol: what a person types runs, \d and completion are told why not.
 func TestPgcli(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	path := outsider(t, "pgcli")
 	p := watched(t)
 	home := t.TempDir()

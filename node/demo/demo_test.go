@@ -39,6 +39,9 @@ var (
 // Without a terminal the demo prints what to type. What it prints is typed
 // here, as both people; the records of it come; and nothing is left.
 func TestDemo(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	tmp := t.TempDir()
@@ -167,6 +170,9 @@ func letIn(t *testing.T, tmp string) {
 
 // However "make demo" is ended, it leaves no process and no file.
 func TestMakeDemoLeavesNothing(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	if _, err := exec.LookPath("make"); err != nil {
 		t.Skip(err)
 	}

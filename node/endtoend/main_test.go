@@ -3,6 +3,7 @@ package endtoend
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
@@ -43,6 +44,11 @@ var (
 func TestMain(m *testing.M) { os.Exit(run(m)) }
 
 func run(m *testing.M) int {
+	flag.Parse()
+	if testing.Short() {
+		fmt.Println("skipped: the program as a whole takes more than a minute")
+		return 0
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // compiling takes the most
 	defer cancel()
 	dir, err := os.MkdirTemp("", "endtoend")

@@ -41,6 +41,9 @@ func TestNames(t *testing.T) {
 }
 
 func TestDialCutControl(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	tn := nodetest.New(t)
 	alice, bob := tn.Person("alice@example.com", "laptop"), tn.Person("bob@example.com", "phone")
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
