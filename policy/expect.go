@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"regexp"
 	"strings"
 )
@@ -71,6 +72,29 @@ func ParseExpectations(name, text string) ([]Expectation, error) {
 		errs = append(errs, fmt.Errorf("%s: no line \"-- expect: LOGIN allow\" or \"-- expect: LOGIN deny RULE\"", name))
 	}
 	return list, errors.Join(errs...)
+}
+
+// TestFile is Test for a file, with the number of expectations that hold, or do
+// not, as the last line. It reports whether all hold.
+func (x *Explainer) TestFile(ctx context.Context, w io.Writer, file string) (hold bool, err error) {
+	text, err := os.ReadFile(file)
+	if err != nil {
+		return false, fmt.Errorf("-f: %w", err)
+	}
+	list, err := ParseExpectations(file, string(text))
+	if err != nil {
+		return false, err
+	}
+	different, err := x.Test(ctx, w, file, list)
+	if err != nil {
+		return false, err
+	}
+	if different > 0 {
+		_, err = fmt.Fprintf(w, "%d of %d expectations do not hold\n", different, len(list))
+		return false, err
+	}
+	_, err = fmt.Fprintf(w, "%d expectations hold\n", len(list))
+	return true, err
 }
 
 // Test compares what would come of statements with what is expected, and writes

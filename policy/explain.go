@@ -118,6 +118,17 @@ func (x *Explainer) judge(ctx context.Context, e *Explanation, sql string) error
 	return lazy.err
 }
 
+// Print writes what would come of a statement. It reports whether it would be
+// sent; the error says why it could not be judged.
+func (x *Explainer) Print(ctx context.Context, w io.Writer, caller Caller, sql string) (allowed bool, err error) {
+	e, err := x.Explain(ctx, caller, sql)
+	if err != nil {
+		return false, fmt.Errorf("not judged: %w", err)
+	}
+	_, err = e.WriteTo(w)
+	return e.Allowed(), err
+}
+
 func (x *Explainer) open(ctx context.Context, e *Explanation) (OpenCatalog, error) {
 	if x.Open == nil {
 		return nil, errors.New("the rule wants to know a table's keys, and there is no database to ask")

@@ -38,6 +38,17 @@ type Node struct {
 	Caller policy.Caller
 }
 
+// New prepares a node on the host of an address, and returns the address's port
+// for Listen. Everybody is the user on the device.
+func New(address, user, device string) (*Node, int, error) {
+	host, service, err := net.SplitHostPort(address)
+	if err != nil {
+		return nil, 0, err
+	}
+	port, err := net.LookupPort("tcp", service)
+	return &Node{Host: host, Caller: policy.CallerNamed(user, device)}, port, err
+}
+
 // Up has nothing to wait for.
 func (n *Node) Up(context.Context) error { return nil }
 

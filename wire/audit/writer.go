@@ -44,6 +44,19 @@ func ParseSync(name string) (Sync, error) {
 	return 0, errors.New("not always, interval or never")
 }
 
+var syncNames = [...]string{SyncInterval: "interval", SyncAlways: "always", SyncNever: "never"}
+
+func (s Sync) String() string { return syncNames[s] }
+
+// MarshalText returns the name.
+func (s Sync) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// UnmarshalText reads the name, as ParseSync does.
+func (s *Sync) UnmarshalText(text []byte) (err error) {
+	*s, err = ParseSync(string(text))
+	return err
+}
+
 // Options are the choices for a Writer. The zero value is ready to use.
 type Options struct {
 	Sync Sync

@@ -5,11 +5,13 @@ package health
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
@@ -27,6 +29,27 @@ type Check struct {
 	Tell bool
 	// Notes are what is told besides, though the condition holds; nil = none.
 	Notes func() []string
+}
+
+// NotWhile is the condition that something does not hold.
+func NotWhile(name string, holds func() bool) Check {
+	return Check{Name: name, Run: func(context.Context) error {
+		if holds() {
+			return errNotReady
+		}
+		return nil
+	}}
+}
+
+var errNotReady = errors.New("not ready")
+
+// NewRegistry has the metrics of the process and of the Go runtime beside those
+// given.
+func NewRegistry(metrics ...prometheus.Collector) *prometheus.Registry {
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(metrics...)
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	return registry
 }
 
 // checkTimeout is for all checks of one request together. Kubelet gives up
