@@ -2,110 +2,10 @@ package policy
 
 import (
 	"fmt"
-	"slices"
 	"strings"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
 )
-
-// facts are what a verdict about a statement needs to know of it. They depend
-// on the text alone, so that they can be kept with it and used for every
-// caller. Their fields are exported for the parser process to send them.
-type facts struct {
-	// Acts are what the statement does, its own kind first. A statement may
-	// run when every act may.
-	Acts []act
-	// Executes are the prepared statements it runs; Prepares is the name of the
-	// one it makes, Forgets of the one it drops; ForgetsAll says that it drops
-	// all.
-	Executes          []execution
-	Prepares, Forgets string
-	ForgetsAll        bool
-	// Hides says of a PREPARE what Statement.Hidden says of a statement.
-	Hides bool
-	// Configures says that it changes a setting by set_config.
-	Configures bool
-	// Foreign says that it names a function, operator or type that is not known
-	// to be PostgreSQL's own.
-	Foreign bool
-}
-
-// beyondRead reports whether the statement does something known to have an
-// effect.
-func (f *facts) beyondRead() bool {
-	return f.Configures || slices.ContainsFunc(f.Acts, func(a act) bool { return a.Needs > Read })
-}
-
-// act is one thing that a statement does.
-type act struct {
-	Class actClass
-	// Kind is the word that allow, deny and only speak of: a command tag, or
-	// the name of a function; empty for an act that the access alone decides.
-	Kind string
-	// Needs is the least access that permits the act. nobody is beyond Admin.
-	Needs Access
-	// Name is the function, setting, table or node in question.
-	Name string
-	// Pos is where the offending word stands: first in bytes from 0, -1 for
-	// unknown; once the statement is classified, in characters from 1.
-	Pos int
-	// Change is set for UPDATE, DELETE, MERGE and ON CONFLICT DO UPDATE that
-	// would run.
-	Change *change
-	// Millis is the value of a timeout that is set; see timeoutMillis.
-	Millis int64
-	// Target is the table or view whose rows the act changes, or opens to
-	// changes by way of a view.
-	Target *relation
-}
-
-// size is about how much memory the act takes, in bytes.
-func (a *act) size() int {
-	n := 144
-	if a.Target != nil {
-		n += 64
-	}
-	if a.Change != nil {
-		n += 80
-		for _, way := range a.Change.Pins {
-			n += 32 + 24*len(way)
-		}
-	}
-	return n
-}
-
-// actClass is the reason why an act is judged, and so the words for refusing
-// it.
-type actClass int
-
-const (
-	actStatement actClass = iota // a kind of statement
-	actCopyStdio                 // COPY through the client connection
-	actUnknown                   // a node this version does not know
-	actSequence                  // a function that changes rows, locks, sequences
-	actServer                    // a function that acts on the server or other sessions
-	actFiles                     // a function that reads the server's files
-	actSQL                       // a function that runs SQL given as text
-	actConfig                    // set_config of a setting that cannot be read in the text
-	actProtected                 // a setting that belongs to the proxy
-	actSuperuser                 // a setting for superusers or the server's configuration
-	actNoSetting                 // a setting this version does not know
-	actTimeout                   // a timeout of the server's, to some value
-	actPinned                    // a setting that decides how text is read
-	actReadWrite                 // a transaction made writable
-	actResetAll                  // all settings reset at once
-)
-
-// nobody is an access above all others: what the proxy does not speak.
-const nobody = Admin + 1
-
-// execution is the use of a prepared statement.
-type execution struct {
-	Name    string
-	Pos     int
-	Planned bool // only planned, by EXPLAIN
-	Nested  bool // in a statement with a command tag of its own
-}
 
 // place is where in a statement a node stands.
 type place struct {
@@ -149,13 +49,13 @@ type classifier struct {
 // classify fills st in from its parse tree. Start and End are set already.
 func classify(st *Statement, tree any) {
 	c := classifier{st: st}
-	st.Kind = kindOf(tree)
-	st.Tags = tagsOf(st.Kind)
+	if kind := kindOf(tree); kind != nil {
+		st.Kind, st.Tags = kind.tag, kind.answers
+	} else {
+		st.Kind = "UNKNOWN"
+	}
 	c.visit(tree, place{top: true})
-	switch {
-	case st.Kind == "":
-		st.Kind, st.Tags = "UNKNOWN", nil
-	case isSelectInto(tree):
+	if isSelectInto(tree) {
 		st.Kind = "CREATE TABLE AS" // but the server answers SELECT
 	}
 	st.Reads = st.Kind == "SELECT" && !st.facts.beyondRead()
@@ -181,7 +81,7 @@ func (c *classifier) add(a act) {
 
 // visit judges a node and then all below it.
 func (c *classifier) visit(n any, at place) {
-	if expressionNode(n) {
+	if isPart(n) {
 		c.expression(n, at)
 	} else {
 		c.judge(n, at)
@@ -192,51 +92,45 @@ func (c *classifier) visit(n any, at place) {
 
 // judge adds the acts of a node that is no expression.
 func (c *classifier) judge(n any, at place) {
-	switch n := n.(type) {
-	case *pg.SelectStmt:
-		if at.top || at.wrapped {
-			c.statement("SELECT", Read, at)
-		}
-		return
-	case *pg.LockingClause:
-		if !at.planned {
-			kind := lockKinds[n.Strength]
-			c.add(act{Kind: kind, Needs: accessFor(kind), Pos: -1})
-		}
-		return
-	case *pg.IntoClause:
-		if !at.createAs && !at.planned {
-			c.add(act{Kind: "CREATE TABLE AS", Needs: temporary(n.Rel), Pos: int(n.Rel.GetLocation())})
-		}
-		return
-	case *pg.InsertStmt:
-		c.change(n, n.Relation, insertChange(n), at)
-		return
-	case *pg.UpdateStmt:
-		c.change(n, n.Relation, updateChange(n), at)
-		return
-	case *pg.DeleteStmt:
-		c.change(n, n.Relation, deleteChange(n), at)
-		return
-	case *pg.MergeStmt:
-		c.change(n, n.Relation, mergeChange(n), at)
-		return
-	}
 	kind := kindOf(n)
-	if kind == "" {
+	if kind == nil {
 		c.unknown(n)
 		return
 	}
 	switch n := n.(type) {
-	case *pg.VariableSetStmt:
-		c.set(n, kind, at)
-		return
-	case *pg.CopyStmt:
-		if n.Filename == "" { // before COPY itself, which the policy may allow
-			c.add(act{Class: actCopyStdio, Needs: nobody, Name: copyName(n), Pos: -1})
+	case *pg.SelectStmt:
+		if at.top || at.wrapped {
+			c.statement(kind.tag, kind.access, at)
 		}
+	case *pg.LockingClause:
+		if !at.planned {
+			c.add(act{Kind: kind.tag, Needs: kind.access, Pos: -1})
+		}
+	case *pg.IntoClause:
+		if !at.createAs && !at.planned {
+			c.add(act{Kind: kind.tag, Needs: needs(n, kind), Pos: int(n.Rel.GetLocation())})
+		}
+	case *pg.InsertStmt:
+		c.change(kind, n.Relation, insertChange(n), at)
+	case *pg.UpdateStmt:
+		c.change(kind, n.Relation, updateChange(n), at)
+	case *pg.DeleteStmt:
+		c.change(kind, n.Relation, deleteChange(n), at)
+	case *pg.MergeStmt:
+		c.change(kind, n.Relation, mergeChange(n), at)
+	case *pg.VariableSetStmt:
+		c.set(n, kind.tag, at)
+	default:
+		c.utility(n, kind, at)
 	}
-	c.statement(kind, needs(n, kind), at)
+}
+
+// utility adds the acts of a statement that has no plan of its own.
+func (c *classifier) utility(n any, kind *statementKind, at place) {
+	if copies, ok := n.(*pg.CopyStmt); ok && copies.Filename == "" { // before COPY itself, which the policy may allow
+		c.add(act{Class: actCopyStdio, Needs: nobody, Name: copyName(copies), Pos: -1})
+	}
+	c.statement(kind.tag, needs(n, kind), at)
 	c.session(n, at)
 }
 
@@ -251,75 +145,6 @@ func (c *classifier) statement(kind string, needs Access, at place) {
 func (c *classifier) unknown(n any) {
 	name := strings.TrimPrefix(fmt.Sprintf("%T", n), "*pg_query.")
 	c.add(act{Class: actUnknown, Needs: Admin, Name: name, Pos: location(n)})
-}
-
-// needs returns the least access for one statement, which is less than its
-// kind's where all it touches is temporary.
-func needs(n any, kind string) Access {
-	switch n := n.(type) {
-	case *pg.CreateStmt:
-		return max(temporary(n.Relation), temporaryAll(n.InhRelations)) // it becomes a part of its parents
-	case *pg.CreateTableAsStmt:
-		if kind == "CREATE TABLE AS" {
-			return temporary(n.Into.GetRel())
-		}
-	case *pg.CreateSeqStmt:
-		return temporary(n.Sequence)
-	case *pg.ViewStmt:
-		return temporary(n.View)
-	case *pg.IndexStmt:
-		return temporary(n.Relation)
-	case *pg.TruncateStmt:
-		return temporaryAll(n.Relations)
-	case *pg.DropStmt:
-		return temporaryDrop(n)
-	case *pg.LockStmt:
-		if n.Mode == accessShareLock {
-			return Read
-		}
-	}
-	return accessFor(kind)
-}
-
-// accessShareLock is the mode of the lock that a SELECT takes (lockdefs.h).
-const accessShareLock = 1
-
-// temporary returns the access for making or changing a relation: Write where
-// it can only be a temporary one.
-func temporary(rel *pg.RangeVar) Access {
-	if rel.GetRelpersistence() == "t" || rel.GetSchemaname() == "pg_temp" {
-		return Write
-	}
-	return Admin
-}
-
-func temporaryAll(relations []*pg.Node) Access {
-	for _, r := range relations {
-		if temporary(r.GetRangeVar()) != Write {
-			return Admin
-		}
-	}
-	return Write
-}
-
-// temporaryDrop returns the access for a DROP. Only a name in pg_temp is
-// surely temporary, and CASCADE may reach what is not.
-func temporaryDrop(n *pg.DropStmt) Access {
-	switch n.RemoveType {
-	case pg.ObjectType_OBJECT_TABLE, pg.ObjectType_OBJECT_SEQUENCE, pg.ObjectType_OBJECT_VIEW, pg.ObjectType_OBJECT_INDEX:
-	default:
-		return Admin
-	}
-	if n.Behavior == pg.DropBehavior_DROP_CASCADE {
-		return Admin
-	}
-	for _, object := range n.Objects {
-		names := object.GetList().GetItems()
-		if len(names) != 2 || names[0].GetString_().GetSval() != "pg_temp" {
-			return Admin
-		}
-	}
-	return Write
 }
 
 // isSelectInto reports whether the statement is a SELECT INTO. The clause
@@ -337,11 +162,10 @@ func isSelectInto(n any) bool {
 
 // change adds an INSERT, UPDATE, DELETE or MERGE. ch is nil for one that changes
 // no row that is there.
-func (c *classifier) change(n any, rel *pg.RangeVar, ch *change, at place) {
+func (c *classifier) change(kind *statementKind, rel *pg.RangeVar, ch *change, at place) {
 	if at.planned {
 		return
 	}
-	kind := kindOf(n)
 	switch {
 	case at.stored:
 		ch = nil
@@ -351,7 +175,7 @@ func (c *classifier) change(n any, rel *pg.RangeVar, ch *change, at place) {
 		c.st.Changes = true
 		c.st.Hidden = c.st.Hidden || !at.top
 	}
-	c.add(act{Kind: kind, Needs: Write, Pos: nested(at, rel), Change: ch, Target: relationOf(rel)})
+	c.add(act{Kind: kind.tag, Needs: kind.access, Pos: nested(at, rel), Change: ch, Target: relationOf(rel)})
 }
 
 // nested returns the position to show for a change: the verb for a statement
@@ -463,65 +287,6 @@ func isOff(value *pg.Node) bool {
 	return false
 }
 
-// call adds the act of calling a function with a known effect.
-func (c *classifier) call(n *pg.FuncCall, at place) {
-	c.names(own().functions, n.Funcname...)
-	name, builtin := functionName(n.Funcname)
-	if name == "set_config" && builtin {
-		c.configures(n, at)
-		if at.stored { // it would run with some later statement, unseen
-			c.add(act{Class: actConfig, Needs: Admin, Name: name, Pos: int(n.Location)})
-			return
-		}
-		c.setConfig(n, at)
-		return
-	}
-	if name == "ts_rewrite" && len(n.Args) > 2 {
-		return // only the form with two arguments runs SQL
-	}
-	c.function(name, builtin, int(n.Location), at)
-}
-
-// attribute judges the names behind dots: PostgreSQL takes (x).f and x.f for
-// the call f(x) when x has no column f.
-func (c *classifier) attribute(names []*pg.Node, pos int, at place) {
-	for _, name := range names {
-		if s := name.GetString_(); s != nil {
-			c.function(s.Sval, true, pos, at)
-		}
-	}
-}
-
-// function adds the act of calling a function, if it is known to have one.
-func (c *classifier) function(name string, builtin bool, pos int, at place) {
-	f, ok := functions[name]
-	if !ok || f.builtin && !builtin {
-		return
-	}
-	if at.planned && f.needs <= Write && f.builtin && !stableChanges[name] {
-		return // planning runs no volatile function
-	}
-	c.st.Opaque = c.st.Opaque || f.needs > Write
-	c.add(act{Class: f.class, Kind: name, Needs: f.needs, Name: name, Pos: pos})
-}
-
-// stableChanges are the functions of PostgreSQL's own that are marked stable
-// though they change something: planning may run them.
-var stableChanges = map[string]bool{"txid_current": true, "pg_current_xact_id": true}
-
-// functionName returns the last part of a function's name, and whether it can
-// be a built-in one: without a schema, or in pg_catalog.
-func functionName(parts []*pg.Node) (name string, builtin bool) {
-	if len(parts) == 0 {
-		return "", false
-	}
-	name = parts[len(parts)-1].GetString_().GetSval()
-	if len(parts) == 1 {
-		return name, true
-	}
-	return name, parts[len(parts)-2].GetString_().GetSval() == "pg_catalog"
-}
-
 // location returns where a node stands, -1 if it does not say.
 func location(n any) int {
 	if node, ok := n.(*pg.Node); ok {
@@ -531,36 +296,4 @@ func location(n any) int {
 		return int(l.GetLocation())
 	}
 	return -1
-}
-
-// expressionNode reports whether n is an expression, a clause or a part of a
-// definition, which does nothing by itself: what it does is done by what
-// stands below it, or it is a function call, which is judged as such.
-func expressionNode(n any) bool {
-	switch n.(type) {
-	case *pg.Integer, *pg.Float, *pg.Boolean, *pg.String, *pg.BitString, *pg.List, *pg.OidList, *pg.IntList,
-		*pg.A_Const, *pg.A_Expr, *pg.A_Star, *pg.A_Indices, *pg.A_Indirection, *pg.A_ArrayExpr,
-		*pg.ColumnRef, *pg.ParamRef, *pg.FuncCall, *pg.NamedArgExpr, *pg.TypeCast, *pg.TypeName, *pg.CollateClause,
-		*pg.BoolExpr, *pg.NullTest, *pg.BooleanTest, *pg.SubLink, *pg.CaseExpr, *pg.CaseWhen, *pg.CoalesceExpr,
-		*pg.MinMaxExpr, *pg.RowExpr, *pg.GroupingFunc, *pg.GroupingSet, *pg.SQLValueFunction, *pg.SetToDefault,
-		*pg.CurrentOfExpr, *pg.MultiAssignRef, *pg.MergeSupportFunc,
-		*pg.XmlExpr, *pg.XmlSerialize,
-		*pg.JsonFormat, *pg.JsonReturning, *pg.JsonValueExpr, *pg.JsonIsPredicate, *pg.JsonBehavior, *pg.JsonOutput,
-		*pg.JsonArgument, *pg.JsonFuncExpr, *pg.JsonTable, *pg.JsonTableColumn, *pg.JsonTablePathSpec, *pg.JsonKeyValue,
-		*pg.JsonParseExpr, *pg.JsonScalarExpr, *pg.JsonSerializeExpr, *pg.JsonObjectConstructor,
-		*pg.JsonArrayConstructor, *pg.JsonArrayQueryConstructor, *pg.JsonAggConstructor, *pg.JsonObjectAgg, *pg.JsonArrayAgg,
-		// Clauses.
-		*pg.ResTarget, *pg.RangeVar, *pg.Alias, *pg.RangeSubselect, *pg.RangeFunction, *pg.RangeTableFunc,
-		*pg.RangeTableFuncCol, *pg.RangeTableSample, *pg.JoinExpr, *pg.SortBy, *pg.WindowDef, *pg.WithClause,
-		*pg.CommonTableExpr, *pg.CTESearchClause, *pg.CTECycleClause, *pg.OnConflictClause, *pg.InferClause,
-		*pg.IndexElem, *pg.MergeWhenClause,
-		// Parts of utility statements.
-		*pg.DefElem, *pg.RoleSpec, *pg.ColumnDef, *pg.Constraint, *pg.TableLikeClause, *pg.PartitionSpec,
-		*pg.PartitionElem, *pg.PartitionBoundSpec, *pg.PartitionRangeDatum, *pg.SinglePartitionSpec, *pg.PartitionCmd,
-		*pg.AlterTableCmd, *pg.ReplicaIdentityStmt, *pg.AccessPriv, *pg.ObjectWithArgs, *pg.FunctionParameter,
-		*pg.CreateOpClassItem, *pg.TriggerTransition, *pg.StatsElem, *pg.VacuumRelation, *pg.PublicationObjSpec,
-		*pg.PublicationTable, *pg.ReturnStmt:
-		return true
-	}
-	return false
 }

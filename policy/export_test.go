@@ -1,9 +1,9 @@
 package policy
 
 // reviewedFunctions are the lines of the table that are about functions, by name.
-var reviewedFunctions = func() map[string][3]string {
-	lines := make(map[string][3]string)
-	for fields := range tableLines(functionTable) {
+var reviewedFunctions = func() map[string][]string {
+	lines := make(map[string][]string)
+	for fields := range tableLines(functionTable, 3) {
 		if fields[1] != "view" {
 			lines[fields[0]] = fields
 		}
@@ -29,7 +29,7 @@ var KnownKind = knownKind
 // FunctionTableProblems says what is wrong with the table of functions.
 func FunctionTableProblems() (problems []string) {
 	seen := make(map[string]bool)
-	for fields := range tableLines(functionTable) {
+	for fields := range tableLines(functionTable, 3) {
 		name, schema := fields[0], fields[1]
 		_, effect := functions[fields[2]]
 		switch {
@@ -48,7 +48,7 @@ func FunctionTableProblems() (problems []string) {
 // SettingLine returns what the table says of a setting: its contexts and its
 // class, both empty for one that is not in it by its name.
 func SettingLine(name string) (contexts, class string) {
-	for fields := range tableLines(settingTable) {
+	for fields := range tableLines(settingTable, 3) {
 		if fields[0] == name {
 			return fields[1], fields[2]
 		}
@@ -58,7 +58,7 @@ func SettingLine(name string) (contexts, class string) {
 
 // SettingNames are the settings of the table.
 func SettingNames() (names []string) {
-	for fields := range tableLines(settingTable) {
+	for fields := range tableLines(settingTable, 3) {
 		names = append(names, fields[0])
 	}
 	return names

@@ -3,6 +3,7 @@ package policy
 import (
 	_ "embed"
 	"fmt"
+	"iter"
 	"strings"
 
 	pg "github.com/pganalyze/pg_query_go/v6"
@@ -39,7 +40,7 @@ var functionClasses = map[string]function{
 // in it is a defect.
 func readFunctions(table string) (known map[string]function, views map[string]string) {
 	known, views = make(map[string]function), make(map[string]string)
-	for fields := range tableLines(table) {
+	for fields := range tableLines(table, 3) {
 		name, schema, class := fields[0], fields[1], fields[2]
 		if schema == "view" {
 			views[name] = class
@@ -58,19 +59,19 @@ func readFunctions(table string) (known map[string]function, views map[string]st
 }
 
 // tableLines yields the fields of each line of an embedded table that is no
-// comment. Every line must have three.
-func tableLines(table string) func(yield func([3]string) bool) {
-	return func(yield func([3]string) bool) {
+// comment. Every line must have as many as there are columns.
+func tableLines(table string, columns int) iter.Seq[[]string] {
+	return func(yield func([]string) bool) {
 		for line := range strings.Lines(table) {
 			line = strings.TrimSuffix(line, "\n")
 			if line == "" || strings.HasPrefix(line, "#") {
 				continue
 			}
 			fields := strings.Split(line, "\t")
-			if len(fields) != 3 {
+			if len(fields) != columns {
 				panic(fmt.Sprintf("policy: a table has the line %q", line))
 			}
-			if !yield([3]string(fields)) {
+			if !yield(fields) {
 				return
 			}
 		}

@@ -214,7 +214,7 @@ func (m *Memory) Hidden(msg *Message, i int) bool {
 // that of a statement which has changed something is not.
 func (m *Memory) Reads(msg *Message, i int) bool {
 	st := &msg.Statements[i]
-	return readingKinds[st.Kind] && !st.facts.beyondRead() && !m.runs(msg, i, func(v *version, _ execution) bool { return !v.reads })
+	return kinds.rows[st.Kind] && !st.facts.beyondRead() && !m.runs(msg, i, func(v *version, _ execution) bool { return !v.reads })
 }
 
 // runs reports whether test is true of something that a statement runs by

@@ -35,7 +35,7 @@ func (c *classifier) observe(n any, at place) {
 	case *pg.LockingClause:
 		return
 	}
-	if !at.planned && !quietKinds[kindOf(n)] {
+	if kind := kindOf(n); !at.planned && (kind == nil || !kind.quiet) {
 		c.st.Opaque = true
 	}
 }

@@ -271,7 +271,7 @@ func unknownWord(name string) string {
 // nearWords are the kinds and functions that a name may have been meant for,
 // quoted.
 func nearWords(name string) []string {
-	return nearest(name, slices.Concat(commandTags, slices.Sorted(maps.Keys(functions))))
+	return nearest(name, slices.Concat(kinds.tags, slices.Sorted(maps.Keys(functions))))
 }
 
 // nearest are those words, quoted, that a name becomes with the fewest changes:

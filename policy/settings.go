@@ -46,7 +46,7 @@ var settings = readSettings(settingTable)
 // in it is a defect.
 func readSettings(table string) map[string]settingClass {
 	known := make(map[string]settingClass)
-	for fields := range tableLines(table) {
+	for fields := range tableLines(table, 3) {
 		class, ok := settingClasses[fields[2]]
 		if !ok {
 			panic(fmt.Sprintf("policy: settings.tsv: %q", fields))

@@ -7,6 +7,23 @@ import (
 	"google.golang.org/protobuf/reflect/protoregistry"
 )
 
+// nodeTypes are the types that a parse tree can hold, by the names of their
+// messages.
+var nodeTypes = readNodeTypes()
+
+func readNodeTypes() map[string]reflect.Type {
+	types := make(map[string]reflect.Type)
+	messages := pg.File_pg_query_proto.Messages()
+	for i := range messages.Len() {
+		message, err := protoregistry.GlobalTypes.FindMessageByName(messages.Get(i).FullName())
+		if err != nil {
+			panic("policy: parse tree type is not registered: " + err.Error())
+		}
+		types[string(messages.Get(i).Name())] = reflect.TypeOf(message.Zero().Interface()).Elem()
+	}
+	return types
+}
+
 // childFields tells, for every node type that a parse tree can hold, which of
 // its fields hold nodes. It is read off the types themselves, so that no field
 // of any node can be forgotten.
@@ -14,13 +31,7 @@ var childFields = readChildFields()
 
 func readChildFields() map[reflect.Type][]int {
 	fields := make(map[reflect.Type][]int)
-	messages := pg.File_pg_query_proto.Messages()
-	for i := range messages.Len() {
-		message, err := protoregistry.GlobalTypes.FindMessageByName(messages.Get(i).FullName())
-		if err != nil {
-			panic("policy: parse tree type is not registered: " + err.Error())
-		}
-		t := reflect.TypeOf(message.Zero().Interface()).Elem()
+	for _, t := range nodeTypes {
 		for field := range t.NumField() {
 			if f := t.Field(field); f.IsExported() && holdsNodes(f.Type) {
 				fields[t] = append(fields[t], field)
