@@ -116,3 +116,22 @@ func BenchmarkVerdict(b *testing.B) {
 		}
 	})
 }
+
+// BenchmarkScan is the pass over a text that bounds what the parser costs.
+func BenchmarkScan(b *testing.B) {
+	for name, sql := range map[string]string{
+		"catalogue": benchCatalog,
+		"columns":   "SELECT " + strings.Repeat("column_name, ", 3200) + "1 FROM orders",
+		"values":    "INSERT INTO t VALUES " + strings.Repeat("(1, 'abc', 2.5, E'x\\n'), ", 3200) + "(1)",
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			b.SetBytes(int64(len(sql)))
+			for b.Loop() {
+				if _, refusal := scan(sql); refusal != nil {
+					b.Fatal(refusal)
+				}
+			}
+		})
+	}
+}

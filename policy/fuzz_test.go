@@ -102,6 +102,22 @@ func FuzzScan(f *testing.F) {
 	})
 }
 
+// TestScanNumbers: what stands right behind a number is read as the parser
+// library's lexer reads it, by the scan and by the masking.
+func TestScanNumbers(t *testing.T) {
+	for _, sql := range []string{"SELECT 0$$;$$", "SELECT 1.5$a$;'$a$ ; SELECT 2", "SELECT .5.5;", "SELECT 1..2"} {
+		seen, refusal := scan(sql)
+		tokens, err := pg.Scan(sql)
+		if refusal != nil || err != nil {
+			t.Fatal(sql, refusal, err)
+		}
+		if want := segments(tokens); !reflect.DeepEqual(seen.segments, want) {
+			t.Errorf("%q: %v, want %v", sql, seen.segments, want)
+		}
+		compareLexers(t, sql)
+	}
+}
+
 // segments are the texts between semicolons as the library's lexer has them.
 func segments(result *pg.ScanResult) []span {
 	var all []span

@@ -5,11 +5,14 @@ import (
 	"strings"
 )
 
-// lexeme is a token of a text, or a comment, for masking. White space is
-// none.
+// lexeme is a token of a text, or a comment. White space is none. Both the scan
+// and the masking take texts apart by lexemes, so that they agree on where a
+// literal ends.
 type lexeme struct {
 	span
 	kind lexemeKind
+	// divided says of a string constant that a comment stands between its parts.
+	divided bool
 }
 
 type lexemeKind byte
@@ -30,8 +33,9 @@ func (l lexeme) literal() bool {
 	return l.kind == lexString || l.kind == lexDollar || l.kind == lexNumber
 }
 
-// lexemes splits a text by PostgreSQL's lexical rules. It takes any text, in
-// linear time: what is not closed goes on to the end.
+// lexemes splits a text by the rules of PostgreSQL's scan.l, with
+// standard_conforming_strings on. It takes any text, in linear time: what is not
+// closed goes on to the end.
 func lexemes(sql string) iter.Seq[lexeme] {
 	return func(yield func(lexeme) bool) {
 		for pos := 0; pos < len(sql); {
@@ -48,59 +52,74 @@ func lexemes(sql string) iter.Seq[lexeme] {
 	}
 }
 
+// lexemeAt returns the lexeme that begins at pos, where there is no white space.
 func lexemeAt(sql string, pos int) lexeme {
-	c, rest := sql[pos], sql[pos:]
-	at := func(end int, kind lexemeKind) lexeme { return lexeme{span{pos, min(end, len(sql))}, kind} }
+	c, next := sql[pos], byteAt(sql, pos+1)
 	switch {
-	case strings.HasPrefix(rest, "--"):
-		return at(lineEnd(sql, pos), lexComment)
-	case strings.HasPrefix(rest, "/*"):
-		return at(blockEnd(sql, pos), lexComment)
-	case c == '\'':
-		return at(constantEnd(sql, pos+1, false), lexString)
-	case c == '"':
-		return at(identifierEnd(sql, pos+1), lexQuoted)
 	case isIdentStart(c):
 		return wordAt(sql, pos)
-	case isDigit(c), c == '.' && len(rest) > 1 && isDigit(rest[1]):
-		end := numberEnd(sql, pos+1)
-		if n := strings.IndexByte(sql[pos:end], '$'); n > 0 {
-			end = pos + n // 0$$x$$ is a number and a string
-		}
-		return at(end, lexNumber)
+	case c == '-' && next == '-':
+		return lexeme{span: span{pos, lineEnd(sql, pos)}, kind: lexComment}
+	case c == '/' && next == '*':
+		return lexeme{span: span{pos, blockEnd(sql, pos, nil)}, kind: lexComment}
+	case c == '\'':
+		return constantAt(sql, pos, pos+1, false)
+	case c == '"':
+		return lexeme{span: span{pos, identifierEnd(sql, pos+1)}, kind: lexQuoted}
+	case isDigit(c), c == '.' && isDigit(next):
+		return lexeme{span: span{pos, numberEnd(sql, pos)}, kind: lexNumber}
 	case c == '$':
 		end, kind := dollarEnd(sql, pos)
-		return at(end, kind)
+		return lexeme{span: span{pos, end}, kind: kind}
 	}
-	return at(pos+1, lexSign)
+	return lexeme{span: span{pos, pos + 1}, kind: lexSign}
 }
 
-// wordAt reads a word, or the string or quoted identifier whose prefix it is.
+// byteAt returns the byte at pos, 0 past the end.
+func byteAt(sql string, pos int) byte {
+	if pos < len(sql) {
+		return sql[pos]
+	}
+	return 0
+}
+
+// wordAt reads a word, or the string or quoted identifier that begins with a
+// letter: B, E, N, X, U&.
 func wordAt(sql string, pos int) lexeme {
+	c, next := sql[pos]|0x20, byteAt(sql, pos+1)
+	switch {
+	case next == '\'' && (c == 'b' || c == 'x' || c == 'n' || c == 'e'):
+		return constantAt(sql, pos, pos+2, c == 'e')
+	case next == '&' && c == 'u' && byteAt(sql, pos+2) == '\'':
+		return constantAt(sql, pos, pos+3, false)
+	case next == '&' && c == 'u' && byteAt(sql, pos+2) == '"':
+		return lexeme{span: span{pos, identifierEnd(sql, pos+3)}, kind: lexQuoted}
+	}
 	end := pos
 	for end < len(sql) && isIdentPart(sql[end]) {
 		end++
 	}
-	prefix, rest := strings.ToLower(sql[pos:end]), sql[end:]
-	switch {
-	case strings.HasPrefix(rest, "'") && (prefix == "b" || prefix == "x" || prefix == "n" || prefix == "e"):
-		return lexeme{span{pos, constantEnd(sql, end+1, prefix == "e")}, lexString}
-	case strings.HasPrefix(rest, "&'") && prefix == "u":
-		return lexeme{span{pos, constantEnd(sql, end+2, false)}, lexString}
-	case strings.HasPrefix(rest, `&"`) && prefix == "u":
-		return lexeme{span{pos, identifierEnd(sql, end+2)}, lexQuoted}
-	}
-	return lexeme{span{pos, end}, lexWord}
+	return lexeme{span: span{pos, end}, kind: lexWord}
 }
 
-// constantEnd returns the end of the string constant whose inside starts at
-// pos, with the parts that continue it on later lines.
-func constantEnd(sql string, pos int, escapes bool) int {
+// constantAt reads the string constant at start, whose inside starts at pos.
+func constantAt(sql string, start, pos int, escapes bool) lexeme {
+	end, gap := constantEnd(sql, pos, escapes)
+	return lexeme{span: span{start, end}, kind: lexString, divided: gap > 0}
+}
+
+// constantEnd returns the end of the string constant whose inside starts at pos,
+// with the parts that continue it on later lines. gap is the end of the first
+// part that a comment divides from the next, 0 for none.
+func constantEnd(sql string, pos int, escapes bool) (end, gap int) {
 	for {
-		end := min(stringEnd(sql, pos, escapes), len(sql))
-		next, _ := continuation(sql, end)
+		end = stringEnd(sql, pos, escapes)
+		next, comment := continuation(sql, end)
 		if next < 0 {
-			return end
+			return end, gap
+		}
+		if comment && gap == 0 {
+			gap = end
 		}
 		pos = next + 1
 	}
@@ -128,13 +147,16 @@ func dollarEnd(sql string, pos int) (int, lexemeKind) {
 	return len(sql), lexDollar
 }
 
-// blockEnd returns the end of the block comment at pos, with those nested in
-// it.
-func blockEnd(sql string, pos int) int {
+// blockEnd returns the end of the block comment at pos, with those nested in it.
+// Unless it is nil, opened is called for each of them, with its place and depth.
+func blockEnd(sql string, pos int, opened func(pos, depth int)) int {
 	for depth := 0; pos < len(sql); {
 		switch {
 		case strings.HasPrefix(sql[pos:], "/*"):
 			depth++
+			if opened != nil {
+				opened(pos, depth)
+			}
 			pos += 2
 		case strings.HasPrefix(sql[pos:], "*/"):
 			pos += 2
@@ -146,4 +168,104 @@ func blockEnd(sql string, pos int) int {
 		}
 	}
 	return len(sql)
+}
+
+// stringEnd returns the position behind the closing quote of the string whose
+// inside starts at pos, or the end of the text.
+func stringEnd(sql string, pos int, escapes bool) int {
+	for pos < len(sql) {
+		switch {
+		case sql[pos] == '\\' && escapes:
+			pos += 2
+		case sql[pos] != '\'':
+			pos++
+		case pos+1 < len(sql) && sql[pos+1] == '\'':
+			pos += 2
+		default:
+			return pos + 1
+		}
+	}
+	return len(sql)
+}
+
+// continuation finds the quote that continues a string which was closed just
+// before pos: the standard joins two constants with a line break between
+// them. It returns -1 when there is none, and whether a comment lies between.
+func continuation(sql string, pos int) (next int, comment bool) {
+	line := false
+	for pos < len(sql) {
+		switch c := sql[pos]; {
+		case isSpace(c):
+			line = line || c == '\n' || c == '\r'
+			pos++
+		case c == '-' && strings.HasPrefix(sql[pos:], "--"):
+			comment = true
+			pos = lineEnd(sql, pos)
+		case c == '\'' && line:
+			return pos, comment
+		default:
+			return -1, false
+		}
+	}
+	return -1, false
+}
+
+// identifierEnd returns the position behind the closing double quote.
+func identifierEnd(sql string, pos int) int {
+	for pos < len(sql) {
+		switch {
+		case sql[pos] != '"':
+			pos++
+		case pos+1 < len(sql) && sql[pos+1] == '"':
+			pos += 2
+		default:
+			return pos + 1
+		}
+	}
+	return len(sql)
+}
+
+// numberEnd returns the position behind the number at pos, with the letters
+// that PostgreSQL calls junk. A dollar sign is none of them: 0$$x$$ is a number
+// and a string.
+func numberEnd(sql string, pos int) int {
+	point := false
+	for pos < len(sql) {
+		switch c := sql[pos]; {
+		case isIdentPart(c) && c != '$':
+		case c == '.' && !point && !strings.HasPrefix(sql[pos:], ".."):
+			point = true
+		case (c == '+' || c == '-') && sql[pos-1]|0x20 == 'e' && pos+1 < len(sql) && isDigit(sql[pos+1]):
+		default:
+			return pos
+		}
+		pos++
+	}
+	return pos
+}
+
+// lineEnd returns the position of the line break that ends a comment.
+func lineEnd(sql string, pos int) int {
+	if n := strings.IndexAny(sql[pos:], "\n\r"); n >= 0 {
+		return pos + n
+	}
+	return len(sql)
+}
+
+func isSpace(c byte) bool { return c == ' ' || '\t' <= c && c <= '\r' }
+
+func isDigit(c byte) bool { return '0' <= c && c <= '9' }
+
+func isIdentStart(c byte) bool {
+	return 'a' <= c|0x20 && c|0x20 <= 'z' || c == '_' || c >= 0x80
+}
+
+func isIdentPart(c byte) bool { return isIdentStart(c) || isDigit(c) || c == '$' }
+
+func isOperatorChar(c byte) bool {
+	switch c {
+	case '~', '!', '@', '#', '^', '&', '|', '`', '?', '+', '-', '*', '/', '%', '<', '>', '=':
+		return true
+	}
+	return false
 }
