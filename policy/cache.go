@@ -84,8 +84,8 @@ func (m *Message) size() int {
 	for i := range m.Statements {
 		st := &m.Statements[i]
 		n += 448 + 32*len(st.Settings) + 48*len(st.facts.Executes)
-		for k := range st.facts.Acts {
-			n += st.facts.Acts[k].size()
+		for k := range st.facts.Effects {
+			n += st.facts.Effects[k].size()
 		}
 		if st.facts.Prepares != "" {
 			n += 256 // in prepares

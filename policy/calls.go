@@ -2,14 +2,14 @@ package policy
 
 import pg "github.com/pganalyze/pg_query_go/v6"
 
-// call adds the act of calling a function with a known effect.
-func (c *classifier) call(n *pg.FuncCall, at place) {
+// call adds the effect of calling a function with a known effect.
+func (c *classifier) call(n *pg.FuncCall, at nodeContext) {
 	c.names(own().functions, n.Funcname...)
 	name, builtin := functionName(n.Funcname)
 	if name == "set_config" && builtin {
 		c.configures(n, at)
 		if at.stored { // it would run with some later statement, unseen
-			c.add(act{Class: actConfig, Needs: Admin, Name: name, Pos: int(n.Location)})
+			c.add(effect{Class: effectConfig, Needs: Admin, Name: name, Pos: int(n.Location)})
 			return
 		}
 		c.setConfig(n, at)
@@ -23,7 +23,7 @@ func (c *classifier) call(n *pg.FuncCall, at place) {
 
 // attribute judges the names behind dots: PostgreSQL takes (x).f and x.f for
 // the call f(x) when x has no column f.
-func (c *classifier) attribute(names []*pg.Node, pos int, at place) {
+func (c *classifier) attribute(names []*pg.Node, pos int, at nodeContext) {
 	for _, name := range names {
 		if s := name.GetString_(); s != nil {
 			c.function(s.Sval, true, pos, at)
@@ -31,8 +31,8 @@ func (c *classifier) attribute(names []*pg.Node, pos int, at place) {
 	}
 }
 
-// function adds the act of calling a function, if it is known to have one.
-func (c *classifier) function(name string, builtin bool, pos int, at place) {
+// function adds the effect of calling a function, if it is known to have one.
+func (c *classifier) function(name string, builtin bool, pos int, at nodeContext) {
 	f, ok := functions[name]
 	if !ok || f.builtin && !builtin {
 		return
@@ -41,7 +41,7 @@ func (c *classifier) function(name string, builtin bool, pos int, at place) {
 		return // planning runs no volatile function
 	}
 	c.st.Opaque = c.st.Opaque || f.needs > Write
-	c.add(act{Class: f.class, Kind: name, Needs: f.needs, Name: name, Pos: pos})
+	c.add(effect{Class: f.class, Kind: name, Needs: f.needs, Name: name, Pos: pos})
 }
 
 // stableChanges are the functions of PostgreSQL's own that are marked stable

@@ -7,8 +7,8 @@ import (
 	pg "github.com/pganalyze/pg_query_go/v6"
 )
 
-// place is where in a statement a node stands.
-type place struct {
+// nodeContext is where in a statement a node stands.
+type nodeContext struct {
 	top     bool // the statement itself
 	wrapped bool // what EXPLAIN, PREPARE, DECLARE, COPY, CREATE AS run
 	stored  bool // part of a definition, to run another day
@@ -20,30 +20,30 @@ type place struct {
 	createAs bool // directly under CREATE TABLE AS
 }
 
-// inside returns the place of n's children.
-func (p place) inside(n any) place {
-	p.top, p.wrapped, p.createAs = false, false, false
+// inside returns the context of n's children.
+func (ctx nodeContext) inside(n any) nodeContext {
+	ctx.top, ctx.wrapped, ctx.createAs = false, false, false
 	switch n := n.(type) {
 	case *pg.ExplainStmt:
-		p.wrapped = true
-		p.planned = p.planned || !analyzes(n)
+		ctx.wrapped = true
+		ctx.planned = ctx.planned || !analyzes(n)
 	case *pg.CreateTableAsStmt:
-		p.wrapped, p.createAs = true, true
+		ctx.wrapped, ctx.createAs = true, true
 	case *pg.PrepareStmt, *pg.DeclareCursorStmt, *pg.CopyStmt:
-		p.wrapped = true
+		ctx.wrapped = true
 	case *pg.ExecuteStmt: // its arguments are evaluated before anything is planned
-		p.planned = false
+		ctx.planned = false
 	case *pg.CreateFunctionStmt, *pg.RuleStmt, *pg.ViewStmt, *pg.CreateSchemaStmt, *pg.CreateStmt, *pg.IndexStmt:
-		p.stored = true
+		ctx.stored = true
 	}
-	return p
+	return ctx
 }
 
 // classifier collects the facts of one statement.
 type classifier struct {
 	st *Statement
-	// seen are the acts so far that one of is enough, once they are many.
-	seen map[act]bool
+	// seen are the effects so far that one of is enough, once they are many.
+	seen map[effect]bool
 }
 
 // classify fills st in from its parse tree. Start and End are set already.
@@ -54,33 +54,33 @@ func classify(st *Statement, tree any) {
 	} else {
 		st.Kind = "UNKNOWN"
 	}
-	c.visit(tree, place{top: true})
+	c.visit(tree, nodeContext{top: true})
 	if isSelectInto(tree) {
 		st.Kind = "CREATE TABLE AS" // but the server answers SELECT
 	}
 	st.Reads = st.Kind == "SELECT" && !st.facts.beyondRead()
 }
 
-// add adds an act, once: a statement may call a function a hundred thousand
+// add adds an effect, once: a statement may call a function a hundred thousand
 // times.
-func (c *classifier) add(a act) {
-	acts := c.st.facts.Acts
-	if len(acts) >= 16 && a.Target == nil {
+func (c *classifier) add(a effect) {
+	effects := c.st.facts.Effects
+	if len(effects) >= 16 && a.Target == nil {
 		key := a
 		key.Pos = 0
 		if c.seen[key] {
 			return
 		}
 		if c.seen == nil {
-			c.seen = make(map[act]bool)
+			c.seen = make(map[effect]bool)
 		}
 		c.seen[key] = true
 	}
-	c.st.facts.Acts = append(acts, a)
+	c.st.facts.Effects = append(effects, a)
 }
 
 // visit judges a node and then all below it.
-func (c *classifier) visit(n any, at place) {
+func (c *classifier) visit(n any, at nodeContext) {
 	if isPart(n) {
 		c.expression(n, at)
 	} else {
@@ -90,8 +90,8 @@ func (c *classifier) visit(n any, at place) {
 	eachChild(n, func(child any) { c.visit(child, at.inside(n)) })
 }
 
-// judge adds the acts of a node that is no expression.
-func (c *classifier) judge(n any, at place) {
+// judge adds the effects of a node that is no expression.
+func (c *classifier) judge(n any, at nodeContext) {
 	kind := kindOf(n)
 	if kind == nil {
 		c.unknown(n)
@@ -104,11 +104,11 @@ func (c *classifier) judge(n any, at place) {
 		}
 	case *pg.LockingClause:
 		if !at.planned {
-			c.add(act{Kind: kind.tag, Needs: kind.access, Pos: -1})
+			c.add(effect{Kind: kind.tag, Needs: kind.access, Pos: -1})
 		}
 	case *pg.IntoClause:
 		if !at.createAs && !at.planned {
-			c.add(act{Kind: kind.tag, Needs: needs(n, kind), Pos: int(n.Rel.GetLocation())})
+			c.add(effect{Kind: kind.tag, Needs: needs(n, kind), Pos: int(n.Rel.GetLocation())})
 		}
 	case *pg.InsertStmt:
 		c.change(kind, n.Relation, insertChange(n), at)
@@ -125,26 +125,26 @@ func (c *classifier) judge(n any, at place) {
 	}
 }
 
-// utility adds the acts of a statement that has no plan of its own.
-func (c *classifier) utility(n any, kind *statementKind, at place) {
+// utility adds the effects of a statement that has no plan of its own.
+func (c *classifier) utility(n any, kind *statementKind, at nodeContext) {
 	if copies, ok := n.(*pg.CopyStmt); ok && copies.Filename == "" { // before COPY itself, which the policy may allow
-		c.add(act{Class: actCopyStdio, Needs: nobody, Name: copyName(copies), Pos: -1})
+		c.add(effect{Class: effectCopyStdio, Needs: neverAllowed, Name: copyName(copies), Pos: -1})
 	}
 	c.statement(kind.tag, needs(n, kind), at)
 	c.session(n, at)
 }
 
-// statement adds the act that a statement of a kind is.
-func (c *classifier) statement(kind string, needs Access, at place) {
+// statement adds the effect that a statement of a kind is.
+func (c *classifier) statement(kind string, needs Access, at nodeContext) {
 	if at.planned && !at.top {
 		return
 	}
-	c.add(act{Kind: kind, Needs: needs, Pos: -1})
+	c.add(effect{Kind: kind, Needs: needs, Pos: -1})
 }
 
 func (c *classifier) unknown(n any) {
 	name := strings.TrimPrefix(fmt.Sprintf("%T", n), "*pg_query.")
-	c.add(act{Class: actUnknown, Needs: Admin, Name: name, Pos: location(n)})
+	c.add(effect{Class: effectUnknown, Needs: Admin, Name: name, Pos: location(n)})
 }
 
 // isSelectInto reports whether the statement is a SELECT INTO. The clause
@@ -162,7 +162,7 @@ func isSelectInto(n any) bool {
 
 // change adds an INSERT, UPDATE, DELETE or MERGE. ch is nil for one that changes
 // no row that is there.
-func (c *classifier) change(kind *statementKind, rel *pg.RangeVar, ch *change, at place) {
+func (c *classifier) change(kind *statementKind, rel *pg.RangeVar, ch *change, at nodeContext) {
 	if at.planned {
 		return
 	}
@@ -175,12 +175,12 @@ func (c *classifier) change(kind *statementKind, rel *pg.RangeVar, ch *change, a
 		c.st.Changes = true
 		c.st.Hidden = c.st.Hidden || !at.top
 	}
-	c.add(act{Kind: kind.tag, Needs: kind.access, Pos: nested(at, rel), Change: ch, Target: relationOf(rel)})
+	c.add(effect{Kind: kind.tag, Needs: kind.access, Pos: nested(at, rel), Change: ch, Target: relationOf(rel)})
 }
 
 // nested returns the position to show for a change: the verb for a statement
 // of its own, and otherwise, since the tree does not have it, its table.
-func nested(at place, rel *pg.RangeVar) int {
+func nested(at nodeContext, rel *pg.RangeVar) int {
 	if at.top {
 		return -1
 	}
@@ -199,7 +199,7 @@ func onlyRelation(query *pg.Node) *pg.RangeVar {
 
 // session adds what a statement does to the session beyond being of its kind,
 // and notes it for the wire.
-func (c *classifier) session(n any, at place) {
+func (c *classifier) session(n any, at nodeContext) {
 	switch n := n.(type) {
 	case *pg.TransactionStmt:
 		c.transaction(n)
@@ -208,11 +208,11 @@ func (c *classifier) session(n any, at place) {
 	case *pg.DiscardStmt:
 		if n.Target == pg.DiscardMode_DISCARD_ALL {
 			c.st.facts.ForgetsAll = true
-			c.add(act{Class: actResetAll, Needs: Admin, Name: "DISCARD ALL", Pos: -1})
+			c.add(effect{Class: effectResetAll, Needs: Admin, Name: "DISCARD ALL", Pos: -1})
 		}
 	case *pg.ViewStmt:
 		if rel := onlyRelation(n.Query); rel != nil {
-			c.add(act{Needs: Read, Pos: int(rel.GetLocation()), Target: relationOf(rel)})
+			c.add(effect{Needs: Read, Pos: int(rel.GetLocation()), Target: relationOf(rel)})
 		}
 	case *pg.FetchStmt:
 		c.st.Cursor = fetchUse(n)

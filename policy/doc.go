@@ -14,10 +14,10 @@
 //
 // By what it does, not by its first word. The whole parse tree is walked, the
 // fields of every node type read off the types themselves. Each statement is a
-// list of acts: its own kind, the writes in its CTEs, row locks, the settings
-// it changes, the functions it calls. Each act needs some access (read, write
+// list of effects: its own kind, the writes in its CTEs, row locks, the settings
+// it changes, the functions it calls. Each effect needs some access (read, write
 // or admin), or a kind that the rule allows. A statement is refused when one
-// of its acts is, and a message when one of its statements is. What is not
+// of its effects is, and a message when one of its statements is. What is not
 // known to be harmless needs admin: a node type, a statement, an object type.
 //
 // Undecided is refused. So an EXPLAIN with any ANALYZE that is not plainly off

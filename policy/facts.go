@@ -6,9 +6,9 @@ import "slices"
 // on the text alone, so that they can be kept with it and used for every
 // caller. Their fields are exported for the parser process to send them.
 type facts struct {
-	// Acts are what the statement does, its own kind first. A statement may
-	// run when every act may.
-	Acts []act
+	// Effects are what the statement does, its own kind first. A statement may
+	// run when each of them is permitted.
+	Effects []effect
 	// Executes are the prepared statements it runs; Prepares is the name of the
 	// one it makes, Forgets of the one it drops; ForgetsAll says that it drops
 	// all.
@@ -27,16 +27,16 @@ type facts struct {
 // beyondRead reports whether the statement does something known to have an
 // effect.
 func (f *facts) beyondRead() bool {
-	return f.Configures || slices.ContainsFunc(f.Acts, func(a act) bool { return a.Needs > Read })
+	return f.Configures || slices.ContainsFunc(f.Effects, func(a effect) bool { return a.Needs > Read })
 }
 
-// act is one thing that a statement does.
-type act struct {
-	Class actClass
+// effect is one thing that a statement does.
+type effect struct {
+	Class effectClass
 	// Kind is the word that allow, deny and only speak of: a command tag, or
-	// the name of a function; empty for an act that the access alone decides.
+	// the name of a function; empty for an effect that the access alone decides.
 	Kind string
-	// Needs is the least access that permits the act. nobody is beyond Admin.
+	// Needs is the least access that permits the effect. neverAllowed is beyond Admin.
 	Needs Access
 	// Name is the function, setting, table or node in question.
 	Name string
@@ -48,13 +48,13 @@ type act struct {
 	Change *change
 	// Millis is the value of a timeout that is set; see timeoutMillis.
 	Millis int64
-	// Target is the table or view whose rows the act changes, or opens to
+	// Target is the table or view whose rows the effect changes, or opens to
 	// changes by way of a view.
 	Target *relation
 }
 
-// size is about how much memory the act takes, in bytes.
-func (a *act) size() int {
+// size is about how much memory the effect takes, in bytes.
+func (a *effect) size() int {
 	n := 144
 	if a.Target != nil {
 		n += 64
@@ -68,30 +68,30 @@ func (a *act) size() int {
 	return n
 }
 
-// actClass is the reason why an act is judged, and so the words for refusing
+// effectClass is the reason why an effect is judged, and so the words for refusing
 // it.
-type actClass int
+type effectClass int
 
 const (
-	actStatement actClass = iota // a kind of statement
-	actCopyStdio                 // COPY through the client connection
-	actUnknown                   // a node this version does not know
-	actSequence                  // a function that changes rows, locks, sequences
-	actServer                    // a function that acts on the server or other sessions
-	actFiles                     // a function that reads the server's files
-	actSQL                       // a function that runs SQL given as text
-	actConfig                    // set_config of a setting that cannot be read in the text
-	actProtected                 // a setting that belongs to the proxy
-	actSuperuser                 // a setting for superusers or the server's configuration
-	actNoSetting                 // a setting this version does not know
-	actTimeout                   // a timeout of the server's, to some value
-	actPinned                    // a setting that decides how text is read
-	actReadWrite                 // a transaction made writable
-	actResetAll                  // all settings reset at once
+	effectStatement effectClass = iota // a kind of statement
+	effectCopyStdio                    // COPY through the client connection
+	effectUnknown                      // a node this version does not know
+	effectSequence                     // a function that changes rows, locks, sequences
+	effectServer                       // a function that acts on the server or other sessions
+	effectFiles                        // a function that reads the server's files
+	effectSQL                          // a function that runs SQL given as text
+	effectConfig                       // set_config of a setting that cannot be read in the text
+	effectProtected                    // a setting that belongs to the proxy
+	effectSuperuser                    // a setting for superusers or the server's configuration
+	effectNoSetting                    // a setting this version does not know
+	effectTimeout                      // a timeout of the server's, to some value
+	effectPinned                       // a setting that decides how text is read
+	effectReadWrite                    // a transaction made writable
+	effectResetAll                     // all settings reset at once
 )
 
-// nobody is an access above all others: what the proxy does not speak.
-const nobody = Admin + 1
+// neverAllowed is an access above all others. No rule permits what needs it.
+const neverAllowed = Admin + 1
 
 // execution is the use of a prepared statement.
 type execution struct {

@@ -17,7 +17,7 @@ var functionTable string
 
 // function is what is known of a function with an effect.
 type function struct {
-	class   actClass
+	class   effectClass
 	needs   Access
 	builtin bool // found in pg_catalog only
 }
@@ -30,10 +30,10 @@ var functions, effectViews = readFunctions(functionTable)
 var functionClasses = map[string]function{
 	"no-effect": {},
 	"setting":   {}, // set_config, judged by its arguments
-	"changes":   {class: actSequence, needs: Write},
-	"server":    {class: actServer, needs: Admin},
-	"files":     {class: actFiles, needs: Admin},
-	"sql":       {class: actSQL, needs: Admin},
+	"changes":   {class: effectSequence, needs: Write},
+	"server":    {class: effectServer, needs: Admin},
+	"files":     {class: effectFiles, needs: Admin},
+	"sql":       {class: effectSQL, needs: Admin},
 }
 
 // readFunctions reads the table. The table is part of the program, so a mistake
@@ -90,8 +90,8 @@ func reviewedFunction(name string) bool {
 	return strings.Contains(functionTable, "\n"+name+"\t")
 }
 
-// view adds the act of calling a function by way of a view of PostgreSQL's own.
-func (c *classifier) view(rel *pg.RangeVar, at place) {
+// view adds the effect of calling a function by way of a view of PostgreSQL's own.
+func (c *classifier) view(rel *pg.RangeVar, at nodeContext) {
 	name, ok := effectViews[rel.Relname]
 	if ok && (rel.Schemaname == "" || rel.Schemaname == "pg_catalog") {
 		c.function(name, true, int(rel.Location), at)

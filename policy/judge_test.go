@@ -86,14 +86,14 @@ func describe(msg *Message) []string {
 			lines = append(lines, fmt.Sprintf("%+v", *st.Proxy))
 			st.Proxy = nil
 		}
-		for i, a := range st.facts.Acts {
+		for i, a := range st.facts.Effects {
 			if a.Change != nil {
 				lines = append(lines, fmt.Sprintf("%+v", *a.Change))
 			}
 			if a.Target != nil {
 				lines = append(lines, fmt.Sprintf("%+v", *a.Target))
 			}
-			st.facts.Acts[i].Change, st.facts.Acts[i].Target = nil, nil
+			st.facts.Effects[i].Change, st.facts.Effects[i].Target = nil, nil
 		}
 		lines = append(lines, fmt.Sprintf("%+v", st))
 	}

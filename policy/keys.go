@@ -9,7 +9,7 @@ import (
 // keyless reports why a change cannot name its rows by a key, as far as its text
 // shows; "" if it may.
 func (l *lookup) keyless(cat Catalog) string {
-	switch ch := l.act.Change; {
+	switch ch := l.effect.Change; {
 	case ch.Upsert:
 		return ch.Unnamed
 	case ch.Pins == nil:
@@ -26,12 +26,12 @@ func (l *lookup) keyless(cat Catalog) string {
 // The catalogue is asked each time and nothing is kept, so that no answer is
 // older than the message: an ALTER TABLE, a search_path or a temporary
 // table may have changed what a name means.
-func (j *judgement) key(l lookup) string {
-	ch, table := l.act.Change, l.act.Target
+func (ev *evaluation) key(l lookup) string {
+	ch, table := l.effect.Change, l.effect.Target
 	if ch.Upsert {
 		return "" // its text is enough
 	}
-	rows, err := j.ask(keyQuery(table))
+	rows, err := ev.ask(keyQuery(table))
 	switch {
 	case err != nil:
 		return "the catalogue cannot be read now"
@@ -42,7 +42,7 @@ func (j *judgement) key(l lookup) string {
 	if why != "" || !l.bound() {
 		return why
 	}
-	switch rows, err := j.ask(fmt.Sprintf(keySQL, table.permanent())); {
+	switch rows, err := ev.ask(fmt.Sprintf(keySQL, table.permanent())); {
 	case err != nil:
 		return "the catalogue cannot be read now"
 	case len(rows) > 0: // none: there is only the temporary one

@@ -42,7 +42,7 @@ type prepared struct {
 
 // version is what one PREPARE has prepared. It is immutable.
 type version struct {
-	acts    []act
+	effects []effect
 	changes bool // it changes rows
 	hides   bool // the tag of its EXECUTE may leave out rows it changes
 	reads   bool // it does nothing but read
@@ -50,16 +50,16 @@ type version struct {
 }
 
 func versionOf(f *facts) version {
-	v := version{acts: f.Acts, changes: changesRows(f.Acts), hides: f.Hides, reads: !f.beyondRead()}
-	for k := range f.Acts {
-		v.weight += f.Acts[k].size()
+	v := version{effects: f.Effects, changes: changesRows(f.Effects), hides: f.Hides, reads: !f.beyondRead()}
+	for k := range f.Effects {
+		v.weight += f.Effects[k].size()
 	}
 	return v
 }
 
-// changesRows reports whether acts change rows.
-func changesRows(acts []act) bool {
-	return slices.ContainsFunc(acts, func(a act) bool { return a.Target != nil && a.Needs > Read })
+// changesRows reports whether effects change rows.
+func changesRows(effects []effect) bool {
+	return slices.ContainsFunc(effects, func(a effect) bool { return a.Target != nil && a.Needs > Read })
 }
 
 // preparing is what the statements of a message prepare under one name.
@@ -134,7 +134,7 @@ func (m *Memory) settle(st *Statement) {
 func (m *Memory) learn(name string, v version) {
 	p, known := m.prepared[name]
 	for _, old := range p.versions {
-		if &old.acts[0] == &v.acts[0] {
+		if &old.effects[0] == &v.effects[0] {
 			return
 		}
 	}

@@ -9,12 +9,12 @@ import (
 	pg "github.com/pganalyze/pg_query_go/v6"
 )
 
-// What the wire is told of a statement beside its acts: the settings it changes,
+// What the wire is told of a statement beside its effects: the settings it changes,
 // whether it runs code that the verdict has not seen, and whether it reads a
 // table.
 
 // observe notes what a node that is no expression does.
-func (c *classifier) observe(n any, at place) {
+func (c *classifier) observe(n any, at nodeContext) {
 	switch n := n.(type) {
 	case *pg.VariableSetStmt:
 		if at.top && c.st.Proxy == nil { // not of a function, a role or a database
@@ -40,8 +40,8 @@ func (c *classifier) observe(n any, at place) {
 	}
 }
 
-// expression notes what an expression or a clause does, and adds its acts.
-func (c *classifier) expression(n any, at place) {
+// expression notes what an expression or a clause does, and adds its effects.
+func (c *classifier) expression(n any, at nodeContext) {
 	switch n := n.(type) {
 	case *pg.FuncCall:
 		c.call(n, at)
@@ -109,7 +109,7 @@ func (c *classifier) changesSettings(names ...string) {
 const maxSettings = 32
 
 // configures notes a call of set_config.
-func (c *classifier) configures(n *pg.FuncCall, at place) {
+func (c *classifier) configures(n *pg.FuncCall, at nodeContext) {
 	if at.planned || at.stored || c.st.Kind == "PREPARE" || c.st.Kind == "DECLARE CURSOR" {
 		return
 	}

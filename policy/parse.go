@@ -39,9 +39,9 @@ func parse(sql string) (*Message, *Refusal) {
 			return nil, syntaxRefusal(sql, int(raw.StmtLocation), "pgproxy cannot tell where this statement ends")
 		}
 		classify(st, unwrap(raw.Stmt))
-		for j := range st.facts.Acts {
-			characters.place(&st.facts.Acts[j].Pos, st.Start)
-			if t := st.facts.Acts[j].Target; t != nil {
+		for j := range st.facts.Effects {
+			characters.place(&st.facts.Effects[j].Pos, st.Start)
+			if t := st.facts.Effects[j].Target; t != nil {
 				characters.place(&t.Pos, st.Start)
 			}
 		}

@@ -8,7 +8,7 @@ import (
 	"strings"
 )
 
-// The refusals of a verdict. Each names the act in the message, the rule in
+// The refusals of a verdict. Each names the effect in the message, the rule in
 // the detail and the way out in the hint.
 
 // refuseMixed refuses one of the proxy's own statements behind one of the
@@ -23,8 +23,8 @@ func refuseMixed(st *Statement) *Refusal {
 }
 
 // refuseForAll refuses what no access permits.
-func refuseForAll(a *act, pos int) *Refusal {
-	if a.Class == actCopyStdio {
+func refuseForAll(a *effect, pos int) *Refusal {
+	if a.Class == effectCopyStdio {
 		return &Refusal{
 			Code: "0A000", Rule: "copy", Position: pos,
 			Message: a.Name + " is not supported",
@@ -45,7 +45,7 @@ var pinnedHints = map[string]string{
 	"standard_conforming_strings": "Leave it on, and write strings with backslash escapes as E'…'.",
 }
 
-func refuseDenied(rule *Rule, a *act, pos int) *Refusal {
+func refuseDenied(rule *Rule, a *effect, pos int) *Refusal {
 	return &Refusal{
 		Code: "42501", Rule: "deny", Position: pos,
 		Message: fmt.Sprintf("pgproxy: %s is refused", a.Kind),
@@ -54,7 +54,7 @@ func refuseDenied(rule *Rule, a *act, pos int) *Refusal {
 	}
 }
 
-func refuseOnly(rule *Rule, a *act, pos int) *Refusal {
+func refuseOnly(rule *Rule, a *effect, pos int) *Refusal {
 	return &Refusal{
 		Code: "42501", Rule: "only", Position: pos,
 		Message: fmt.Sprintf("pgproxy: %s is refused", a.Kind),
@@ -64,7 +64,7 @@ func refuseOnly(rule *Rule, a *act, pos int) *Refusal {
 }
 
 // refuseTimeout refuses a plain SET of a timeout.
-func refuseTimeout(rule *Rule, a *act, pos int) *Refusal {
+func refuseTimeout(rule *Rule, a *effect, pos int) *Refusal {
 	lim, _ := limitNamed(a.Name)
 	r := refuseLift(rule.policy(), lim)
 	if a.Millis < 0 {
@@ -95,7 +95,7 @@ func (r *Rule) source() string {
 	return " (" + r.Source + ")"
 }
 
-func refuseBare(a *act, pos int) *Refusal {
+func refuseBare(a *effect, pos int) *Refusal {
 	r := &Refusal{
 		Code: "42501", Rule: "require_where", Position: pos,
 		Message: fmt.Sprintf("pgproxy: %s without a WHERE clause is refused", a.Kind),
@@ -109,7 +109,7 @@ func refuseBare(a *act, pos int) *Refusal {
 	return r
 }
 
-func refuseKey(a *act, pos int, why string) *Refusal {
+func refuseKey(a *effect, pos int, why string) *Refusal {
 	r := &Refusal{
 		Code: "42501", Rule: "require_where", Position: pos,
 		Message: fmt.Sprintf("pgproxy: %s that does not name its rows by key is refused", a.Kind),
@@ -164,52 +164,52 @@ func refuseUnread(t *relation, pos int, err error) *Refusal {
 	return r
 }
 
-// refuseAccess refuses an act that needs more than the rule's access.
-func refuseAccess(rule *Rule, a *act, pos int) *Refusal {
+// refuseAccess refuses an effect that needs more than the rule's access.
+func refuseAccess(rule *Rule, a *effect, pos int) *Refusal {
 	r := &Refusal{Code: "42501", Rule: "access", Position: pos}
 	access := fmt.Sprintf("Access %q", rule.Access)
 	switch a.Class {
-	case actStatement:
+	case effectStatement:
 		r.Message = fmt.Sprintf("pgproxy: %s is refused", a.Kind)
 		r.Detail = fmt.Sprintf("%s does not include %s.", access, a.Kind)
 		r.Hint = statementHint(rule, a)
-	case actUnknown:
+	case effectUnknown:
 		r.Rule = "unknown"
 		r.Message = "pgproxy: this statement is refused"
 		r.Detail = fmt.Sprintf("It has a part that this version of pgproxy does not know (%s); only access \"admin\" includes it.", a.Name)
 		r.Hint = rule.Ask()
-	case actSequence, actServer, actFiles, actSQL:
+	case effectSequence, effectServer, effectFiles, effectSQL:
 		r.Rule = "function"
 		r.Message = fmt.Sprintf("pgproxy: function %s is refused", a.Name)
 		r.Detail = fmt.Sprintf("It %s; access %q includes that.", functionEffects[a.Class], a.Needs)
 		r.Hint = sentences(insteadOfFunction[a.Name], wayOut(rule, a.Needs, a.Name))
-	case actConfig:
+	case effectConfig:
 		r.Rule = "protected_setting"
 		r.Message = "pgproxy: set_config of a setting that is not a constant is refused"
 		r.Detail = access + " does not include settings that belong to pgproxy, and this may be one."
 		r.Hint = "Give the name and the value as plain string constants, or use SET."
-	case actProtected:
+	case effectProtected:
 		r.Rule = "protected_setting"
 		r.Message = fmt.Sprintf("pgproxy: changing %s is refused", a.Name)
 		r.Detail = fmt.Sprintf("The setting belongs to pgproxy at access %q.", rule.Access)
 		r.Hint = settingHint(rule, a.Name)
-	case actSuperuser:
+	case effectSuperuser:
 		r.Rule = "protected_setting"
 		r.Message = fmt.Sprintf("pgproxy: changing %s is refused", a.Name)
 		r.Detail = access + " does not include settings that only a superuser or the server's configuration changes."
 		r.Hint = wayOut(rule, Admin, "")
-	case actNoSetting:
+	case effectNoSetting:
 		r.Code = "42704"
 		r.Rule = "unknown_setting"
 		r.Message = fmt.Sprintf("unrecognized configuration parameter %q", a.Name)
 		r.Detail = fmt.Sprintf("pgproxy knows the settings of PostgreSQL 14 to 18; others need access \"admin\", and yours is %q.", rule.Access)
 		r.Hint = unknownSettingHint(rule, a.Name)
-	case actReadWrite:
+	case effectReadWrite:
 		r.Rule = "read_only"
 		r.Message = fmt.Sprintf("pgproxy: %s is refused", a.Name)
 		r.Detail = access + " has read-only transactions."
 		r.Hint = wayOut(rule, Write, "")
-	case actResetAll:
+	case effectResetAll:
 		r.Rule = "protected_setting"
 		r.Message = fmt.Sprintf("pgproxy: %s is refused", a.Name)
 		r.Detail = fmt.Sprintf("It would reset settings that belong to pgproxy at access %q.", rule.Access)
@@ -219,11 +219,11 @@ func refuseAccess(rule *Rule, a *act, pos int) *Refusal {
 }
 
 // functionEffects say what the functions of a class do.
-var functionEffects = map[actClass]string{
-	actSequence: "changes sequences, locks, notifications or transaction IDs",
-	actServer:   "acts on the server, on other sessions or on large objects",
-	actFiles:    "reads or writes files of the server",
-	actSQL:      "runs SQL that is given as text",
+var functionEffects = map[effectClass]string{
+	effectSequence: "changes sequences, locks, notifications or transaction IDs",
+	effectServer:   "effects on the server, on other sessions or on large objects",
+	effectFiles:    "reads or writes files of the server",
+	effectSQL:      "runs SQL that is given as text",
 }
 
 // insteadOfFunction says what does the same, or some of it, and is permitted.
@@ -234,7 +234,7 @@ var insteadOfFunction = map[string]string{
 
 // statementHint says what is permitted instead of a kind of statement, and then
 // what would permit it.
-func statementHint(rule *Rule, a *act) string {
+func statementHint(rule *Rule, a *effect) string {
 	word := a.Kind
 	if word == "TRUNCATE TABLE" {
 		word = "TRUNCATE"
@@ -278,7 +278,7 @@ func temporaryInstead(rule *Rule, hint string) string {
 
 // permits reports whether the rule permits a kind that needs an access.
 func (r *Rule) permits(kind string, needs Access) bool {
-	return !listed(r.Deny, kind) && (len(r.Only) == 0 || listed(r.Only, kind)) && (r.Access >= needs || listed(r.Allow, kind))
+	return !matchesAny(r.Deny, kind) && (len(r.Only) == 0 || matchesAny(r.Only, kind)) && (r.Access >= needs || matchesAny(r.Allow, kind))
 }
 
 // wayOut says what the caller's rule would need, and whom to ask for it. word

@@ -10,99 +10,6 @@ import (
 // which value that is, it masks every literal of the statement. It masks too much
 // rather than too little.
 
-// secretParts are what the name of a secret contains.
-var secretParts = []string{
-	"passw", "passphrase", "passcode", "pwd", "secret", "token", "credential",
-	"apikey", "api_key", "access_key", "private_key", "privatekey",
-	"encryption_key", "signing_key", "sslkey", "conninfo", "jwt", "bearer",
-	"authorization",
-	"api-key", "access-key", "private-key", "encryption-key", "signing-key",
-}
-
-// secretEnds are the last words of names that are those of secrets: db_pass,
-// app.pw. They are too short to be looked for inside of words.
-var secretEnds = []string{"pass", "pw"}
-
-// plainNames contain a secret's name and hold none.
-var plainNames = []string{"password_encryption", "password_required", "authorization"}
-
-// secretCalls are functions whose arguments are keys, plain text or
-// connection strings: dblink's and pgcrypto's. A name ending in an underscore
-// stands for all that begin so.
-var secretCalls = []string{
-	"dblink", "dblink_", "pgp_", "crypt", "hmac", "digest",
-	"encrypt", "decrypt", "encrypt_iv", "decrypt_iv",
-}
-
-// keyStarts are how keys begin that services give out.
-var keyStarts = []string{"private key", "tskey-", "ghp_", "github_pat_", "glpat-", "xoxb-", "xoxp-", "sk_live_"}
-
-// hints are what every text with something to mask contains, apart from
-// upper and lower case: most texts have none and are done with.
-var hints = slices.Concat([]string{
-	"pass", "pw", "crypt", "dblink", "pgp_", "hmac", "digest",
-	"connection", "program", "mapping", "set_config", "://", "u&", "scram-", "md5", "eyj",
-}, keyStarts, secretParts)
-
-// hintsBy are the hints by their first two bytes, of which five bits each are
-// looked at: those are the same in capitals.
-var hintsBy = func() (by [1 << 10][]string) {
-	for _, h := range hints {
-		by[pairOf(h[0], h[1])] = append(by[pairOf(h[0], h[1])], h)
-	}
-	return by
-}()
-
-func pairOf(a, b byte) int { return int(a&31)<<5 | int(b&31) }
-
-// nextHint returns the place of the first hint from pos on, and the hint; -1
-// if there is none.
-func nextHint(sql string, pos int) (int, string) {
-	for ; pos+1 < len(sql); pos++ {
-		for _, h := range hintsBy[pairOf(sql[pos], sql[pos+1])] {
-			if len(sql)-pos >= len(h) && equalFold(sql[pos:pos+len(h)], h) {
-				return pos, h
-			}
-		}
-	}
-	return -1, ""
-}
-
-// hinted reports whether the text contains a hint.
-func hinted(sql string) bool {
-	pos, _ := nextHint(sql, 0)
-	return pos >= 0
-}
-
-// equalFold compares s with an ASCII text in lower case of the same length.
-func equalFold(s, low string) bool {
-	for i := range len(low) {
-		c := s[i]
-		if 'A' <= c && c <= 'Z' {
-			c |= 0x20
-		}
-		if c != low[i] {
-			return false
-		}
-	}
-	return true
-}
-
-// secretName reports whether a name, in lower case, is that of a secret.
-func secretName(name string) bool {
-	if slices.Contains(plainNames, name) {
-		return false
-	}
-	return slices.Contains(secretEnds, name[strings.LastIndexAny(name, "._-")+1:]) ||
-		slices.ContainsFunc(secretParts, func(part string) bool { return strings.Contains(name, part) })
-}
-
-func secretCall(name string) bool {
-	return secretName(name) || slices.ContainsFunc(secretCalls, func(call string) bool {
-		return name == call || strings.HasSuffix(call, "_") && strings.HasPrefix(name, call)
-	})
-}
-
 // masker finds the secrets of one text.
 type masker struct {
 	sql    string
@@ -165,13 +72,13 @@ func (m *masker) mask() {
 		statement{m, begin, end}.mask()
 		begin = end + 1
 	}
-	if m.tired() {
+	if m.overBudget() {
 		statement{m, 0, len(m.toks)}.all(0, len(m.toks))
 	}
 }
 
-// tired reports whether too much work was done.
-func (m *masker) tired() bool { return m.work > maxWork*(len(m.toks)+100) }
+// overBudget reports whether too many tokens were looked at.
+func (m *masker) overBudget() bool { return m.work > maxWork*(len(m.toks)+100) }
 
 func (m *masker) whole(s span) span { return span{m.base + s.start, m.base + s.end} }
 
@@ -218,7 +125,7 @@ func (s statement) mask() {
 		s.all(s.begin, s.end)
 		return
 	}
-	for i := s.begin; i < s.end && !s.tired(); i++ {
+	for i := s.begin; i < s.end && !s.overBudget(); i++ {
 		switch s.toks[i].kind {
 		case lexQuoted:
 			s.masked[i] = s.masked[i] || judgeText(s.text(i)) == carriesSecret

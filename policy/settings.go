@@ -104,7 +104,7 @@ func isOn(value string) bool {
 }
 
 // set judges SET and RESET, and those that stand inside a definition.
-func (c *classifier) set(n *pg.VariableSetStmt, kind string, at place) {
+func (c *classifier) set(n *pg.VariableSetStmt, kind string, at nodeContext) {
 	name := strings.ToLower(n.Name)
 	if at.top {
 		if c.st.Proxy = proxySetting(n, name); c.st.Proxy != nil {
@@ -117,7 +117,7 @@ func (c *classifier) set(n *pg.VariableSetStmt, kind string, at place) {
 	}
 	switch n.Kind {
 	case pg.VariableSetKind_VAR_RESET_ALL:
-		c.add(act{Class: actResetAll, Needs: Admin, Name: "RESET ALL", Pos: -1})
+		c.add(effect{Class: effectResetAll, Needs: Admin, Name: "RESET ALL", Pos: -1})
 	case pg.VariableSetKind_VAR_SET_MULTI:
 		c.setTransaction(n)
 	case pg.VariableSetKind_VAR_SET_VALUE:
@@ -132,7 +132,7 @@ func (c *classifier) set(n *pg.VariableSetStmt, kind string, at place) {
 // any text for one.
 const maxName = 100
 
-// setting adds the act of changing a setting, if it is one of those that not
+// setting adds the effect of changing a setting, if it is one of those that not
 // everybody may change. value is nil for a reset, which returns to the value of
 // the startup packet: the proxy's own, or one that was judged there. stored says
 // that it stands in a definition, for others to meet.
@@ -141,27 +141,27 @@ func (c *classifier) setting(name string, value *string, pos int, stored bool) {
 	case class == settingSession:
 	case class == settingPinned:
 		if value != nil && !isPin(name, *value) {
-			c.add(act{Class: actPinned, Needs: nobody, Name: name, Pos: pos})
+			c.add(effect{Class: effectPinned, Needs: neverAllowed, Name: name, Pos: pos})
 		}
 	case class == settingTimeout && !stored:
 		if value != nil {
-			c.add(act{Class: actTimeout, Needs: Read, Name: name, Pos: pos, Millis: timeoutMillis(*value)})
+			c.add(effect{Class: effectTimeout, Needs: Read, Name: name, Pos: pos, Millis: timeoutMillis(*value)})
 		}
 	default:
 		if len(name) > maxName {
 			name = strings.ToValidUTF8(name[:maxName], "") + "…"
 		}
-		c.add(act{Class: settingActs[class], Needs: Admin, Name: name, Pos: pos})
+		c.add(effect{Class: settingEffects[class], Needs: Admin, Name: name, Pos: pos})
 	}
 }
 
-// settingActs are the acts of changing settings that need admin access; a
+// settingEffects are the effects of changing settings that need admin access; a
 // timeout does in a definition.
-var settingActs = map[settingClass]actClass{
-	settingUnknown: actNoSetting,
-	settingServer:  actSuperuser,
-	settingProxy:   actProtected,
-	settingTimeout: actProtected,
+var settingEffects = map[settingClass]effectClass{
+	settingUnknown: effectNoSetting,
+	settingServer:  effectSuperuser,
+	settingProxy:   effectProtected,
+	settingTimeout: effectProtected,
 }
 
 // proxySetting returns the proxy's own command that a SET or RESET is, nil if
@@ -249,17 +249,17 @@ func (c *classifier) transaction(n *pg.TransactionStmt) {
 	c.st.Chains = n.Chain
 	c.readWrite(n.Options)
 	if n.Chain { // the next transaction is as writable as this one was
-		c.add(act{Class: actReadWrite, Needs: Write, Name: c.st.Kind + " AND CHAIN", Pos: -1})
+		c.add(effect{Class: effectReadWrite, Needs: Write, Name: c.st.Kind + " AND CHAIN", Pos: -1})
 	}
 }
 
-// readWrite adds the act of making a transaction writable. Of several modes
+// readWrite adds the effect of making a transaction writable. Of several modes
 // PostgreSQL takes the last; one that says READ WRITE is enough here.
 func (c *classifier) readWrite(modes []*pg.Node) {
 	for _, mode := range modes {
 		e := mode.GetDefElem()
 		if e.GetDefname() == "transaction_read_only" && constantText(e.GetArg()) != "1" {
-			c.add(act{Class: actReadWrite, Needs: Write, Name: "READ WRITE", Pos: int(e.GetLocation())})
+			c.add(effect{Class: effectReadWrite, Needs: Write, Name: "READ WRITE", Pos: int(e.GetLocation())})
 			return
 		}
 	}
@@ -267,13 +267,13 @@ func (c *classifier) readWrite(modes []*pg.Node) {
 
 // setConfig judges set_config(name, value, is_local): as the SET that it is
 // where its arguments are constants, and otherwise as one of any setting.
-func (c *classifier) setConfig(n *pg.FuncCall, at place) {
+func (c *classifier) setConfig(n *pg.FuncCall, at nodeContext) {
 	if at.planned {
 		return
 	}
 	name, value, ok := setConfigArguments(n)
 	if !ok {
-		c.add(act{Class: actConfig, Needs: Admin, Name: "set_config", Pos: int(n.Location)})
+		c.add(effect{Class: effectConfig, Needs: Admin, Name: "set_config", Pos: int(n.Location)})
 		return
 	}
 	c.setting(strings.ToLower(name), value, int(n.Location), at.stored)

@@ -12,7 +12,7 @@ import (
 // relation is a table or view as a statement names it.
 type relation struct {
 	Schema, Name string
-	Pos          int // as act.Pos
+	Pos          int // as effect.Pos
 }
 
 func relationOf(rel *pg.RangeVar) *relation {
@@ -44,8 +44,8 @@ func (r *relation) bareCatalogName() bool {
 
 // lookup is a change of rows that the database may have to be asked about.
 type lookup struct {
-	act       *act
-	pos       int  // of the act, or of the EXECUTE that runs it
+	effect    *effect
+	pos       int  // of the effect, or of the EXECUTE that runs it
 	prepared  bool // it stands in a prepared statement
 	first     bool // it is in the first statement of the message
 	unsettled bool // an earlier statement may change what names mean
@@ -55,7 +55,7 @@ type lookup struct {
 // be an older one: a temporary table made since stands before the table that
 // the plan has, and the plan stays as it is (PostgreSQL forgets it only when
 // what it has changes). So both are looked at.
-func (l *lookup) bound() bool { return l.prepared && l.act.Target.Schema == "" }
+func (l *lookup) bound() bool { return l.prepared && l.effect.Target.Schema == "" }
 
 // place is the position of the target's name, or of the EXECUTE in which it is
 // not to be seen.
@@ -63,51 +63,51 @@ func (l *lookup) place() int {
 	if l.prepared {
 		return l.pos
 	}
-	return l.act.Target.Pos
+	return l.effect.Target.Pos
 }
 
 // wantsTarget and wantsKey say which questions the rule has for the change.
 func (l *lookup) wantsTarget(r *Rule) bool { return r.Access < Admin }
-func (l *lookup) wantsKey(r *Rule) bool    { return l.act.Change != nil && r.Where == WhereKey }
+func (l *lookup) wantsKey(r *Rule) bool    { return l.effect.Change != nil && r.Where == WhereKey }
 
 // change judges a change of rows by its text, and notes what is to be looked up.
 //
 // A change of PostgreSQL's own relations, by their names or by way of a view,
 // is DDL in disguise, and an UPDATE of pg_settings is a SET.
-func (j *judgement) change(l lookup) *Refusal {
-	t := l.act.Target
-	if l.wantsTarget(j.rule) {
+func (ev *evaluation) change(l lookup) *Refusal {
+	t := l.effect.Target
+	if l.wantsTarget(ev.rule) {
 		switch {
 		case systemSchema(t.Schema):
-			return refuseCatalog(j.rule, t.Schema+"."+t.Name, l.place())
-		case t.bareCatalogName() && j.cat == nil:
-			return refuseCatalog(j.rule, t.Name, l.place())
+			return refuseCatalog(ev.rule, t.Schema+"."+t.Name, l.place())
+		case t.bareCatalogName() && ev.cat == nil:
+			return refuseCatalog(ev.rule, t.Name, l.place())
 		case t.bareCatalogName() && l.unsettled:
 			return refuseUnsettled(t, l.place())
 		}
 	}
-	if l.wantsKey(j.rule) {
-		if why := l.keyless(j.cat); why != "" {
-			return refuseKey(l.act, l.pos, why)
+	if l.wantsKey(ev.rule) {
+		if why := l.keyless(ev.cat); why != "" {
+			return refuseKey(l.effect, l.pos, why)
 		}
 	}
-	if j.cat != nil {
-		j.lookups = append(j.lookups, l)
+	if ev.cat != nil {
+		ev.lookups = append(ev.lookups, l)
 	}
 	return nil
 }
 
 // lookUp judges a change of rows by the session's own database, with its
 // search_path and temporary tables.
-func (j *judgement) lookUp(l lookup) *Refusal {
-	if l.wantsTarget(j.rule) {
-		if r := j.target(l); r != nil {
+func (ev *evaluation) lookUp(l lookup) *Refusal {
+	if l.wantsTarget(ev.rule) {
+		if r := ev.target(l); r != nil {
 			return r
 		}
 	}
-	if l.wantsKey(j.rule) {
-		if why := j.key(l); why != "" {
-			return refuseKey(l.act, l.pos, why)
+	if l.wantsKey(ev.rule) {
+		if why := ev.key(l); why != "" {
+			return refuseKey(l.effect, l.pos, why)
 		}
 	}
 	return nil
@@ -115,21 +115,21 @@ func (j *judgement) lookUp(l lookup) *Refusal {
 
 // target refuses a change of rows that reaches one of PostgreSQL's own
 // relations.
-func (j *judgement) target(l lookup) *Refusal {
-	t := l.act.Target
-	if !l.unsettled && !l.bound() && j.mem.isPlain(t) {
+func (ev *evaluation) target(l lookup) *Refusal {
+	t := l.effect.Target
+	if !l.unsettled && !l.bound() && ev.mem.isPlain(t) {
 		return nil
 	}
-	rows, err := j.ask(t.query(l.unsettled, l.bound()))
+	rows, err := ev.ask(t.query(l.unsettled, l.bound()))
 	switch {
 	case l.first && errors.Is(err, ErrFailedTransaction):
 		return nil // the server refuses it
 	case err != nil || len(rows) != 1:
 		return refuseUnread(t, l.place(), err)
 	case rows[0][1] != "":
-		return refuseCatalog(j.rule, rows[0][1], l.place())
+		return refuseCatalog(ev.rule, rows[0][1], l.place())
 	case rows[0][0] == "t" && !l.unsettled && !l.bound():
-		j.mem.notePlain(t)
+		ev.mem.notePlain(t)
 	}
 	return nil
 }
@@ -140,21 +140,21 @@ const maxLookups = 1000
 var errLookups = errors.New("the message asks for too much of the catalogue")
 
 // ask asks the session's database, once for each query.
-func (j *judgement) ask(sql string) ([][]string, error) {
-	if rows, ok := j.answers[sql]; ok {
+func (ev *evaluation) ask(sql string) ([][]string, error) {
+	if rows, ok := ev.answers[sql]; ok {
 		return rows, nil
 	}
-	if len(j.answers) >= maxLookups {
+	if len(ev.answers) >= maxLookups {
 		return nil, errLookups
 	}
-	rows, err := j.cat.Query(j.ctx, sql)
+	rows, err := ev.cat.Query(ev.ctx, sql)
 	if err != nil {
 		return nil, err
 	}
-	if j.answers == nil {
-		j.answers = make(map[string][][]string)
+	if ev.answers == nil {
+		ev.answers = make(map[string][][]string)
 	}
-	j.answers[sql] = rows
+	ev.answers[sql] = rows
 	return rows, nil
 }
 

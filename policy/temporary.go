@@ -7,23 +7,23 @@ import pg "github.com/pganalyze/pg_query_go/v6"
 func needs(n any, kind *statementKind) Access {
 	switch n := n.(type) {
 	case *pg.IntoClause:
-		return temporary(n.Rel)
+		return relationAccess(n.Rel)
 	case *pg.CreateStmt:
-		return max(temporary(n.Relation), temporaryAll(n.InhRelations)) // it becomes a part of its parents
+		return max(relationAccess(n.Relation), relationsAccess(n.InhRelations)) // it becomes a part of its parents
 	case *pg.CreateTableAsStmt:
 		if n.Objtype != pg.ObjectType_OBJECT_MATVIEW {
-			return temporary(n.Into.GetRel())
+			return relationAccess(n.Into.GetRel())
 		}
 	case *pg.CreateSeqStmt:
-		return temporary(n.Sequence)
+		return relationAccess(n.Sequence)
 	case *pg.ViewStmt:
-		return temporary(n.View)
+		return relationAccess(n.View)
 	case *pg.IndexStmt:
-		return temporary(n.Relation)
+		return relationAccess(n.Relation)
 	case *pg.TruncateStmt:
-		return temporaryAll(n.Relations)
+		return relationsAccess(n.Relations)
 	case *pg.DropStmt:
-		return temporaryDrop(n)
+		return dropAccess(n)
 	case *pg.LockStmt:
 		if n.Mode == accessShareLock {
 			return Read
@@ -35,27 +35,27 @@ func needs(n any, kind *statementKind) Access {
 // accessShareLock is the mode of the lock that a SELECT takes (lockdefs.h).
 const accessShareLock = 1
 
-// temporary returns the access for making or changing a relation: Write where
+// relationAccess returns the access for making or changing a relation: Write where
 // it can only be a temporary one.
-func temporary(rel *pg.RangeVar) Access {
+func relationAccess(rel *pg.RangeVar) Access {
 	if rel.GetRelpersistence() == "t" || rel.GetSchemaname() == "pg_temp" {
 		return Write
 	}
 	return Admin
 }
 
-func temporaryAll(relations []*pg.Node) Access {
+func relationsAccess(relations []*pg.Node) Access {
 	for _, r := range relations {
-		if temporary(r.GetRangeVar()) != Write {
+		if relationAccess(r.GetRangeVar()) != Write {
 			return Admin
 		}
 	}
 	return Write
 }
 
-// temporaryDrop returns the access for a DROP. Only a name in pg_temp is
+// dropAccess returns the access for a DROP. Only a name in pg_temp is
 // surely temporary, and CASCADE may reach what is not.
-func temporaryDrop(n *pg.DropStmt) Access {
+func dropAccess(n *pg.DropStmt) Access {
 	switch n.RemoveType {
 	case pg.ObjectType_OBJECT_TABLE, pg.ObjectType_OBJECT_SEQUENCE, pg.ObjectType_OBJECT_VIEW, pg.ObjectType_OBJECT_INDEX:
 	default:
