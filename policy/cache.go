@@ -10,9 +10,9 @@ const (
 	generationBytes = 16 << 20
 )
 
-// cache keeps the messages of texts that were read. It has two generations:
-// what is used moves into the young one, and when that is full it becomes the
-// old one and the old one is forgotten. The zero value is empty. It is safe
+// cache keeps the messages of texts that were read. It has two generations. A
+// text that is used moves into the young one. When the young one is full, it
+// replaces the old one, which is dropped. The zero value is empty. It is safe
 // for concurrent use.
 //
 // A text without quotes, comments and the like is kept under its template:
@@ -111,12 +111,12 @@ func (m *Message) plain() bool {
 // a zero byte, which no text has, and reports whether all texts with this
 // template are the same statements with other numbers.
 //
-// They are when every run of digits that it changes is the token ICONST, an
-// integer constant: up to nine digits, which fit, and next to characters that
-// belong to no number, name or parameter. No such character starts or ends
-// anything that digits might be part of, since a text with a quote, a dollar
-// sign, a backslash, a comment or a byte beyond ASCII has no template. Runs
-// keep their length, and so the statements their places.
+// That is true when every run of digits that it changes is an integer constant,
+// the parser's token ICONST. So it changes runs of up to nine digits, which fit
+// an integer, between characters that belong to no number, name or parameter. A
+// text with a quote, a dollar sign, a backslash, a comment or a byte beyond ASCII
+// has no template: there, digits may be part of something else. A run keeps its
+// length, so that positions in the text stay right.
 func template(key []byte, sql string) (_ []byte, ok bool) {
 	if len(sql) >= maxTemplate {
 		return nil, false

@@ -35,7 +35,7 @@ type Caller struct {
 func (c Caller) Tagged() bool { return len(c.Tags) > 0 }
 
 // Who is the caller's name for stamps, records and limits: the login, or the
-// tags joined by commas. It is empty for nobody.
+// tags joined by commas. It is empty when the caller has neither.
 func (c Caller) Who() string {
 	if c.Tagged() {
 		return strings.Join(c.Tags, ",")

@@ -15,12 +15,12 @@ type change struct {
 	// Only says that the tables that inherit from the table are left out.
 	Only bool
 	// Pins are the ways in which a row can satisfy the WHERE clause: each is
-	// the columns of the table that it compares with constants. Nil when the
-	// clause says nothing that can be relied on.
+	// the columns of the table that it compares with constants. Nil when some
+	// way is not known.
 	Pins [][]string
 	// Upsert says that it is an INSERT, which needs no WHERE clause: it changes
-	// the rows that are in the way of those inserted. Unnamed is why these do
-	// not name them by a key with constants, "" when they do.
+	// the rows with which those inserted conflict. Unnamed is why the inserted
+	// rows do not name these by a key with constants, "" when they do.
 	Upsert  bool
 	Unnamed string
 }
@@ -125,8 +125,8 @@ func mergeChange(n *pg.MergeStmt) *change {
 	return ch
 }
 
-// maxPins bounds the ways a WHERE clause may be satisfied; one with more says
-// nothing. Ways that pin the same columns are one.
+// maxPins bounds the ways in which a WHERE clause may be satisfied. A clause with
+// more is taken to name no rows. Ways that pin the same columns count as one.
 const maxPins = 64
 
 // pinner reads which columns of a table a condition compares with constants.

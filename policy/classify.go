@@ -11,7 +11,7 @@ import (
 type nodeContext struct {
 	top     bool // the statement itself
 	wrapped bool // what EXPLAIN, PREPARE, DECLARE, COPY, CREATE AS run
-	stored  bool // part of a definition, to run another day
+	stored  bool // part of a definition: not run now
 	// planned says that it stands under EXPLAIN without ANALYZE: no statement
 	// and no volatile function is run there. Planning does run the stable and
 	// immutable ones, and what the type of a literal calls.
@@ -42,7 +42,8 @@ func (ctx nodeContext) inside(n any) nodeContext {
 // classifier collects the facts of one statement.
 type classifier struct {
 	st *Statement
-	// seen are the effects so far that one of is enough, once they are many.
+	// seen has the effects so far, to drop those that come again. It is used
+	// once there are many.
 	seen map[effect]bool
 }
 
@@ -187,9 +188,9 @@ func nested(at nodeContext, rel *pg.RangeVar) int {
 	return int(rel.GetLocation())
 }
 
-// onlyRelation returns the relation that a view selects from, if it is the
-// only one: PostgreSQL passes changes of such a view's rows on to it. It
-// returns nil for any other query.
+// onlyRelation returns the relation that a view selects from, nil if there are
+// several or none. With a single one, PostgreSQL makes changes of the view's rows
+// in that relation.
 func onlyRelation(query *pg.Node) *pg.RangeVar {
 	if from := query.GetSelectStmt().GetFromClause(); len(from) == 1 {
 		return from[0].GetRangeVar()
@@ -233,8 +234,8 @@ func (c *classifier) session(n any, at nodeContext) {
 	}
 }
 
-// fetchUse describes a FETCH or MOVE. PostgreSQL's grammar has turned a negative
-// count into the other direction only when it runs, so that is done here too.
+// fetchUse describes a FETCH or MOVE. PostgreSQL turns a negative count into the
+// other direction when it runs the statement, so the tree still has it.
 func fetchUse(n *pg.FetchStmt) CursorUse {
 	use := CursorUse{Verb: CursorFetch, Name: n.Portalname, Count: n.HowMany, Forward: true}
 	if n.Ismove {

@@ -80,8 +80,8 @@ func (ev *evaluation) statement(i int) *Refusal {
 	return nil
 }
 
-// execution judges the running of a prepared statement: by all that may hide
-// under its name.
+// execution judges the running of a prepared statement, by everything that its
+// name may stand for.
 func (ev *evaluation) execution(i int, e execution) *Refusal {
 	p, known := ev.mem.under(ev.msg, i, e.Name)
 	if !known && ev.rule.Access < Admin {

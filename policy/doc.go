@@ -12,18 +12,23 @@
 //
 // # How a statement is judged
 //
-// By what it does, not by its first word. The whole parse tree is walked, the
-// fields of every node type read off the types themselves. Each statement is a
-// list of effects: its own kind, the writes in its CTEs, row locks, the settings
-// it changes, the functions it calls. Each effect needs some access (read, write
-// or admin), or a kind that the rule allows. A statement is refused when one
-// of its effects is, and a message when one of its statements is. What is not
-// known to be harmless needs admin: a node type, a statement, an object type.
+// A statement is judged by what it does. Its first word is not enough: a SELECT
+// can delete rows. The whole parse tree is walked; which fields of a node hold
+// other nodes is read off the Go types, so that none is forgotten. The result is
+// a list of effects: the statement's own kind, the writes in its CTEs, row locks,
+// the settings it changes, the functions it calls. Each effect needs some access
+// (read, write or admin), or a kind that the rule allows. A statement is refused
+// when one of its effects is, and a message when one of its statements is.
 //
-// Undecided is refused. So an EXPLAIN with any ANALYZE that is not plainly off
-// runs what it explains; a READ WRITE among the modes of a transaction makes it
-// writable, whatever comes behind it; and set_config with a name or a value
-// that is not a constant changes a protected setting.
+// kinds.tsv says of each node of the parser which command tag it has and which
+// access it needs. A node or a type of object that it does not have needs admin
+// access. To add a kind of statement, add a line there.
+//
+// What cannot be decided is refused. An EXPLAIN with any ANALYZE that is not
+// plainly off is taken to run what it explains. A READ WRITE among the modes of a
+// transaction is taken to make it writable, whatever modes follow. A set_config
+// with a name or a value that is not a constant is taken to change a protected
+// setting.
 //
 // An EXPLAIN without ANALYZE runs no statement and no volatile function, but
 // for the arguments of an EXECUTE, which are evaluated at once. Planning does
@@ -32,20 +37,19 @@
 // run when a literal is read, by PREPARE and CREATE VIEW too. TestPlanned holds
 // this against real servers.
 //
-// A prepared statement's name stands for all that was ever prepared under it,
-// up to the statement in question, until the server has said that it was
-// dropped. Memory looks it up in one place, for the verdict and for the caps.
-// What it cannot keep, or cannot tell from other names, is unknown: too many
-// names, too much under one name, and names beyond ASCII, which the server
-// folds and cuts in the encoding of its database.
+// An EXECUTE is judged by everything that was prepared under the name before it,
+// as far as the server has not said that the name was dropped. Memory looks names
+// up in one place, for the verdict and for the caps. A name is unknown when there
+// are too many names, when too much was prepared under it, and when it is not
+// ASCII: the server folds and cuts such names in the encoding of its database.
 //
 // # What the database is asked
 //
 // A change of rows is judged by the table or view that the session's own
 // database has under the name. It is refused below admin access when that is
 // one of PostgreSQL's own relations, or a view that leads to one: changing
-// these is DDL in disguise, and an UPDATE of pg_settings is a SET. What a
-// table's rules and a view's INSTEAD OF triggers do is the database's own code.
+// pg_class has the effect of DDL, and an UPDATE of pg_settings that of a SET. What
+// a table's rules and a view's INSTEAD OF triggers do is not judged.
 // A table that was found harmless is not asked about again until the session
 // may have changed what its name means. Without a database a name without a
 // schema is refused when some search_path makes it the catalogue's.
@@ -79,15 +83,16 @@
 // taken to be the database's own and may be called by everybody. An extension
 // that is not in settings.tsv may have settings for superusers; where the login
 // is one, pgproxy takes them for custom settings. At read access
-// the server's read-only transactions stop what such a function writes; a login
-// without the rights to write is the stronger wall.
+// the server's read-only transactions stop what such a function writes. A login
+// without the rights to write protects better.
 //
 // # The parser
 //
 // The parser is PostgreSQL's, in C, by pg_query_go, and recursive: a text like
 // 1+1+1… overflows its stack, which no recover catches. Therefore
 //
-//   - a text is first scanned here, in one linear pass. Nested comments and
+//   - a text is first scanned here, in one linear pass, by the lexer that the
+//     masking uses too. Nested comments and
 //     long runs of operator characters, which cost quadratic time in every
 //     PostgreSQL lexer, the server's too, are refused, and so is a text of too
 //     many tokens or statements. One long literal is one token.

@@ -33,8 +33,8 @@ func Builtin() *Policy {
 }
 
 // GrantsOnly is the policy where there is no file and access comes by tailnet
-// grants: whoever has no grant is refused. The built-in default would let a
-// caller whose read grant is taken away go on with write access.
+// grants. It refuses a caller without a grant. The built-in default must not be
+// used here: a caller who loses a read grant would get its write access.
 func GrantsOnly() *Policy { return new(Policy) }
 
 // Default is the rule for people of this tailnet whom neither a grant nor the

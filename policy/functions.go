@@ -36,8 +36,8 @@ var functionClasses = map[string]function{
 	"sql":       {class: effectSQL, needs: Admin},
 }
 
-// readFunctions reads the table. The table is part of the program, so a mistake
-// in it is a defect.
+// readFunctions reads the table. It panics on a mistake in it, since the table is
+// part of the program.
 func readFunctions(table string) (known map[string]function, views map[string]string) {
 	known, views = make(map[string]function), make(map[string]string)
 	for fields := range tableLines(table, 3) {

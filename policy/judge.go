@@ -30,9 +30,9 @@ const (
 
 // Judge reads texts and keeps what it has read. It is safe for concurrent use.
 //
-// A text that cannot overflow the stack, however it is made, is parsed in this
-// process; any other in a child process, which may die of it. See the package
-// comment.
+// A text so short that it cannot overflow the stack is parsed in this process.
+// Any other is parsed in a child process, which may crash without harm. See the
+// package comment.
 type Judge struct {
 	parsers *worker.Pool
 	cache   cache
@@ -103,23 +103,23 @@ func (j *Judge) ParseFor(ctx context.Context, caller, sql string) (*Message, err
 
 func (j *Judge) parse(ctx context.Context, caller, sql string) (*Message, *Refusal) {
 	switch {
-	case strings.IndexByte(sql, 0) >= 0, !utf8.ValidString(sql): // C would stop at the one, and read the other unlike the server
+	case strings.IndexByte(sql, 0) >= 0, !utf8.ValidString(sql): // the parser stops at a zero byte, and reads invalid UTF-8 unlike the server
 		return nil, &Refusal{Code: "22021", Message: "invalid byte sequence for encoding \"UTF8\"", Rule: "encoding"}
 	case len(sql) <= j.inside:
 		return parseInside(sql)
 	case len(sql) > MaxText:
 		return nil, tooLarge("it is longer than 16 MiB")
 	}
-	// A text that the scan refuses is not worth a process; the process scans
-	// it again, which costs little beside the parser.
+	// No process is used for a text that the scan refuses. The process scans the
+	// text again, which costs little beside the parser.
 	if _, refusal := scan(sql); refusal != nil {
 		return nil, refusal
 	}
 	return j.parseOutside(ctx, caller, sql)
 }
 
-// parseInside parses a text in this process. A mistake in classifying some
-// statement refuses that statement and ends no session.
+// parseInside parses a text in this process. If classifying it panics, the text is
+// refused, and the session goes on.
 func parseInside(sql string) (msg *Message, refusal *Refusal) {
 	defer func() {
 		if recover() != nil {
@@ -170,8 +170,8 @@ func (r *parsed) message() *Message {
 	return msg
 }
 
-// A program that has this package is its own parser process: a test binary
-// too, without asking each for a line in its main function.
+// A program that imports this package is its own parser process. This is done in
+// an init function, so that neither main nor a test binary has to call anything.
 func init() {
 	if !worker.Child() {
 		return

@@ -23,9 +23,8 @@ func (l *lookup) keyless(cat Catalog) string {
 }
 
 // key reports why a change does not name its rows by a key, "" if it does.
-// The catalogue is asked each time and nothing is kept, so that no answer is
-// older than the message: an ALTER TABLE, a search_path or a temporary
-// table may have changed what a name means.
+// The catalogue is asked for each message and no answer is kept: an ALTER TABLE, a
+// search_path or a temporary table may have changed what a name means.
 func (ev *evaluation) key(l lookup) string {
 	ch, table := l.effect.Change, l.effect.Target
 	if ch.Upsert {

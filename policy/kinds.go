@@ -55,8 +55,8 @@ type kindIndex struct {
 
 var kinds = readKinds(kindTable)
 
-// readKinds reads the table. The table is part of the program, so a mistake in
-// it is a defect.
+// readKinds reads the table. It panics on a mistake in it, since the table is part
+// of the program.
 func readKinds(table string) *kindIndex {
 	r := &kindIndex{
 		cases:   make(map[reflect.Type][]nodeCase),

@@ -21,8 +21,9 @@ const (
 // Memory is what one session has prepared so far. The zero value is empty. It
 // is not safe for concurrent use.
 //
-// It errs on the side of remembering: a name keeps everything that was ever
-// prepared under it until the server has said that it was dropped.
+// A name keeps everything that was prepared under it until the server has said
+// that it was dropped. So what it remembers may be more than the server has, and
+// is never less.
 type Memory struct {
 	prepared map[string]prepared
 	weight   int // of prepared
@@ -95,8 +96,8 @@ func uncertainName(name string) bool {
 }
 
 // Note is called when the server has answered a message. completed is how many
-// of its statements have ended well, by the server's own tags: only those are
-// learnt from and forgotten by.
+// of its statements have ended well, by the server's own tags. Only these are
+// taken to have prepared or dropped something.
 func (m *Memory) Note(msg *Message, completed int) {
 	for i := range msg.Statements {
 		m.settle(&msg.Statements[i])

@@ -15,8 +15,8 @@ import (
 const MaxText = 16 << 20
 
 // parse reads a text with PostgreSQL's grammar and classifies its statements.
-// It runs C code whose stack grows with the depth of the text: the caller has
-// bounded the text, or made this process one that may die.
+// It runs C code whose stack grows with the depth of the text. The caller must
+// have bounded the text, or be a process whose crash does no harm.
 func parse(sql string) (*Message, *Refusal) {
 	seen, refusal := scan(sql)
 	if refusal != nil {
@@ -85,7 +85,7 @@ func parseBlanked(sql string) (*pg.ParseResult, error) {
 	return pg.Parse(string(text))
 }
 
-// seal makes what is derived from the statements.
+// seal fills in the fields that are derived from the statements.
 func (m *Message) seal() {
 	m.prepares = m.preparations()
 	m.kinds = make([]string, len(m.Statements))

@@ -44,8 +44,8 @@ var marks = map[Redaction]struct{ value, comment string }{
 
 // Redact returns a message's text as it may be recorded and shown, and
 // whether anything in it was masked. The message is what Judge.Parse made of
-// the text, nil if it could not be read: then there is no telling what the
-// text holds, and more is masked. Redact does not call the parser.
+// the text, nil if it could not be read. Then more is masked, since the text may
+// hold anything. Redact does not call the parser.
 //
 // It knows nothing of what the session has prepared: see Redactor.
 func Redact(how Redaction, sql string, msg *Message) (text string, masked bool) {
@@ -88,9 +88,9 @@ func RedactHead(how Redaction, sql string, n int) (head string, masked bool) {
 }
 
 // Redactor masks the statements of one session. It remembers which prepared
-// statements have parameters that may be secret: what EXECUTE gives them is
-// masked, though nothing in its own text tells. The zero value is ready. It is
-// not safe for concurrent use.
+// statements have parameters that may be secret, and masks what EXECUTE gives
+// them: the text of the EXECUTE itself does not show it. The zero value is ready.
+// It is not safe for concurrent use.
 type Redactor struct {
 	// secret has the names that were prepared, and whether the text of one of
 	// their PREPAREs speaks of secrets.
@@ -181,7 +181,8 @@ func Fingerprint(sql string, msg *Message) string {
 	return fmt.Sprintf("%016x", sum.Sum64())
 }
 
-// maskWhole keeps nothing but the length. A hash would let one guess.
+// maskWhole keeps nothing but the length. It keeps no hash, by which a guess of
+// the text could be checked.
 func maskWhole(sql string) (string, bool) {
 	if strings.TrimSpace(sql) == "" {
 		return sql, false
@@ -310,8 +311,8 @@ const maxQuotes = 40
 // maskQuotes masks each quoted part of a text, unless keep says otherwise of
 // it. Named tells keep that a noun of the catalogue stands before it.
 func maskQuotes(text string, keep func(quoted string, named bool) bool) string {
-	// Quotes inside of quotes: there is no telling the parts, nor if one
-	// is missing. Nor is each of many looked for in a long statement.
+	// With quotes inside of quotes, or one missing, the quoted parts cannot be
+	// told apart. With many, looking for each in a long statement takes too long.
 	if n := strings.Count(text, `"`); n%2 == 1 || n > maxQuotes || strings.Contains(text, `""`) {
 		from, to := strings.IndexByte(text, '"'), strings.LastIndexByte(text, '"')
 		if from == to {

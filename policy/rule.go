@@ -16,8 +16,8 @@ const (
 	// Write is Read, and changes rows: INSERT, UPDATE, DELETE, MERGE, row
 	// locks, sequences; and temporary tables.
 	Write
-	// Admin is all that PostgreSQL allows, apart from what the proxy does
-	// not speak.
+	// Admin is all that PostgreSQL allows, apart from what the proxy does not
+	// support.
 	Admin
 )
 

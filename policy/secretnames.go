@@ -29,11 +29,11 @@ var secretCalls = []string{
 	"encrypt", "decrypt", "encrypt_iv", "decrypt_iv",
 }
 
-// keyStarts are how keys begin that services give out.
+// keyStarts are the beginnings of keys that well-known services give out.
 var keyStarts = []string{"private key", "tskey-", "ghp_", "github_pat_", "glpat-", "xoxb-", "xoxp-", "sk_live_"}
 
-// hints are what every text with something to mask contains, apart from
-// upper and lower case: most texts have none and are done with.
+// hints are such that a text without any of them, in upper or lower case, has
+// nothing to mask. Most texts have none, and are not looked at further.
 var hints = slices.Concat([]string{
 	"pass", "pw", "crypt", "dblink", "pgp_", "hmac", "digest",
 	"connection", "program", "mapping", "set_config", "://", "u&", "scram-", "md5", "eyj",

@@ -22,8 +22,8 @@ type masker struct {
 	work   int      // tokens looked at, counting each visit
 }
 
-// maxWork bounds the tokens looked at, by the tokens there are. A text made to
-// need more loses all its literals instead.
+// maxWork bounds how often a token is looked at, on average. In a text that needs
+// more, all literals are masked.
 const maxWork = 40
 
 // maxBodyDepth is how deep bodies in bodies are read; what is deeper is
@@ -154,7 +154,7 @@ func (s statement) content(i int) {
 	case carriesSecret:
 		s.masked[i] = true
 	case announcesSecret:
-		if s.text(i-1) != "(" || s.text(i-2) != "set_config" { // setConfig sees to that
+		if s.text(i-1) != "(" || s.text(i-2) != "set_config" { // setConfig masks its value
 			s.all(s.begin, s.end)
 		}
 	}

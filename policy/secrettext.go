@@ -26,8 +26,8 @@ func judgeText(text string) finding {
 	return found
 }
 
-// maxLooks bounds the names of secrets in one text. A text with more is made to
-// cost time, or speaks of nothing but secrets; the rest of it is taken for one.
+// maxLooks bounds the names of secrets that are looked at in one text. The rest of
+// a text with more is taken for a secret, so that the time stays bounded.
 const maxLooks = 10_000
 
 // findSecret is judgeText, and tells where the first secret begins that the

@@ -42,8 +42,8 @@ var settingClasses = map[string]settingClass{
 // settings are the classes of the table's settings, by name in lower case.
 var settings = readSettings(settingTable)
 
-// readSettings reads the table. The table is part of the program, so a mistake
-// in it is a defect.
+// readSettings reads the table. It panics on a mistake in it, since the table is
+// part of the program.
 func readSettings(table string) map[string]settingClass {
 	known := make(map[string]settingClass)
 	for fields := range tableLines(table, 3) {

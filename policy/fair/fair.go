@@ -38,8 +38,8 @@ type waiter struct {
 }
 
 // New returns a Semaphore of an amount, of which one caller never holds more
-// than perCaller. With less than all for one there is something left for the
-// next, whatever the first is doing.
+// than perCaller. If perCaller is less than the whole, one caller cannot keep all
+// others waiting.
 func New(amount, perCaller int64) *Semaphore {
 	return &Semaphore{free: amount, perCaller: perCaller, callers: make(map[string]*account)}
 }
@@ -132,8 +132,8 @@ func (s *Semaphore) serveLocked() {
 	}
 }
 
-// nextLocked is the caller whose turn it is, nil if there is none. Who must
-// first give back something of their own is in nobody's way.
+// nextLocked is the caller whose turn it is, nil if there is none. A caller who
+// must first give back something of their own is skipped.
 func (s *Semaphore) nextLocked() *account {
 	var next *account
 	for _, a := range s.callers {

@@ -8,14 +8,15 @@ import (
 	"syscall"
 )
 
-// limit makes this process one that may die: it takes no more memory than it
-// was given, is the first that a machine short of memory ends, gives way to
-// others for the processor, and leaves no core file of what it was reading.
+// limit bounds what this process can do to others. It takes no more memory than it
+// was given, is the first that the kernel ends when memory is short, has a low
+// priority, and leaves no core file, which would hold the text it was reading.
 func limit(maxMemory uint64) error {
 	if err := syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{}); err != nil {
 		return fmt.Errorf("limiting core files: %w", err)
 	}
-	// Both are favours to the other processes, which some machines forbid.
+	// Some machines forbid both. Errors are ignored: they protect other processes
+	// and are not needed here.
 	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("1000"), 0)
 	_ = syscall.Setpriority(syscall.PRIO_PROCESS, 0, 5)
 
