@@ -311,6 +311,15 @@ const maxQuotes = 40
 // maskQuotes masks each quoted part of a text, unless keep says otherwise of
 // it. Named tells keep that a noun of the catalogue stands before it.
 func maskQuotes(text string, keep func(quoted string, named bool) bool) string {
+	// A value at the end may have quotes in it:
+	// invalid input syntax for type integer: "{"a": "b"}"
+	if i := strings.Index(text, `: "`) + len(`: `); i > len(`: `) && strings.HasSuffix(text, `"`) && strings.Count(text[i:], `"`) > 2 {
+		value := text[i+1 : len(text)-1]
+		if !keep(value, false) {
+			value = secretMark
+		}
+		return maskQuotes(text[:i], keep) + `"` + value + `"`
+	}
 	// With quotes inside of quotes, or one missing, the quoted parts cannot be
 	// told apart. With many, looking for each in a long statement takes too long.
 	if n := strings.Count(text, `"`); n%2 == 1 || n > maxQuotes || strings.Contains(text, `""`) {
