@@ -150,7 +150,17 @@ func (s statement) all(from, to int) {
 
 // content judges a string by what is in it.
 func (s statement) content(i int) {
-	switch judgeText(s.inside(i)) {
+	found := judgeText(s.inside(i))
+	switch text := s.sql[s.toks[i].start:s.toks[i].end]; {
+	case text[0]|0x20 == 'e':
+		found = max(found, judgeText(unescaped(s.inside(i), false)))
+	case text[0]|0x20 == 'u':
+		found = max(found, judgeText(unescaped(s.inside(i), true)))
+		if s.text(i+1) == "uescape" { // with another escape character
+			found = carriesSecret
+		}
+	}
+	switch found {
 	case carriesSecret:
 		s.masked[i] = true
 	case announcesSecret:

@@ -59,3 +59,4 @@ SELECT 'select name from users where password is null'
 ;;
 PREPARE p(int) AS SELECT * FROM orders WHERE id = $1
 ;;
+SELECT E'a\nb', U&'\0061'

@@ -309,3 +309,10 @@ SELECT keep_a AS "password: hunter2" FROM keep
 ;;
 SHOW "my.password=hunter2"
 ;;
+SELECT keep_copy(E'password\x3dhunter2')
+;;
+SELECT keep_copy(E'pass\167ord\u003dhunter2')
+;;
+SELECT keep_copy(U&'pass\0077ord=hunter2')
+;;
+SELECT keep_copy(U&'pass!0077ord=hunter2' UESCAPE '!')
