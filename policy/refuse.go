@@ -221,7 +221,7 @@ func refuseAccess(rule *Rule, a *effect, pos int) *Refusal {
 // functionEffects say what the functions of a class do.
 var functionEffects = map[effectClass]string{
 	effectSequence: "changes sequences, locks, notifications or transaction IDs",
-	effectServer:   "effects on the server, on other sessions or on large objects",
+	effectServer:   "acts on the server, on other sessions or on large objects",
 	effectFiles:    "reads or writes files of the server",
 	effectSQL:      "runs SQL that is given as text",
 }

@@ -88,19 +88,25 @@ func (s *session) appendWelcome(dst []byte) []byte {
 // noticeWidth is what psql shows of a NOTICE in a line of 100 columns.
 const noticeWidth = 100 - len("NOTICE:  ")
 
-// notice tells the person where they are, in one line: what does not fit is
-// left out, and SHOW pgproxy.limits tells the rest.
+// notice tells the person where they are, in one line: names that do not fit are
+// shortened, and SHOW pgproxy.limits tells the rest.
 func (s *session) notice() *sessionError {
 	rule := s.ruling.rule()
 	who, database := shorten(s.caller.Who(), 32), shorten(s.database, 14)
-	message := fmt.Sprintf("pgproxy: you are %s, database %s, %s access", who, database, rule.Access)
-	more := []string{", recorded", "; SHOW pgproxy.limits"}
+	what := fmt.Sprintf("%s, database %s, %s access", who, database, rule.Access)
+	until := ""
 	if d := s.srv.IdleTimeout; d > 0 {
-		more = slices.Insert(more, 0, fmt.Sprintf(", until %s idle", policy.FormatDuration(d)))
+		until = fmt.Sprintf(", until %s idle", policy.FormatDuration(d))
 	}
-	for _, part := range more {
-		if utf8.RuneCountInString(message+part) <= noticeWidth {
-			message += part
+	message := ""
+	for _, message = range []string{
+		"pgproxy: you are " + what + until + ", recorded; SHOW pgproxy.limits",
+		"pgproxy: you are " + what + until + ", recorded",
+		"pgproxy: " + what + until + ", recorded",
+		"pgproxy: " + what + ", recorded",
+	} {
+		if utf8.RuneCountInString(message) <= noticeWidth {
+			break
 		}
 	}
 	return &sessionError{severity: "NOTICE", code: "00000", message: message}
