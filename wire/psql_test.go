@@ -595,7 +595,7 @@ func (p *proxy) interrupt(t *testing.T, term *terminal) {
 		term.enter("SELECT pg_sleep(10);")
 		p.awaitActive(t, "SELECT pg_sleep(10);")
 		began := time.Now()
-		term.press(ctrlC)
+		term.Press(ctrlC)
 		term.expect("ERROR:  canceling statement due to user request")
 		if took := time.Since(began); took > 5*time.Second {
 			t.Errorf("Ctrl-C took %v", took)
@@ -622,7 +622,7 @@ func TestPsqlWatch(t *testing.T) {
 		for range 3 {
 			term.expect(" watched")
 		}
-		term.press(ctrlC)
+		term.Press(ctrlC)
 		term.expect("app=>")
 		term.enter("SELECT 'and on';")
 		term.expect(" and on")

@@ -99,12 +99,12 @@ func TestPgActivity(t *testing.T) {
 	cmd.Env = p.outsiderEnv(t)
 	term := inTerminal(t, cmd)
 	term.expect("look at me")
-	term.press("2")
+	term.Press("2")
 	term.expect("WAITING QUERIES")
-	term.press("3")
+	term.Press("3")
 	term.expect("BLOCKING QUERIES")
-	term.press("q")
-	term.closed()
+	term.Press("q")
+	term.expectEnd()
 	for _, refused := range p.records.refusals() {
 		if !strings.Contains(refused, "pg_ls_tmpdir") {
 			t.Errorf("refused or failed: %q", refused)
@@ -138,14 +138,14 @@ func TestPgcli(t *testing.T) {
 		{`SELECT pg_sleep(10);`, "statement timeout"},
 		{`DELETE FROM drivers.t;`, "DELETE is refused"},
 	} {
-		term.press(try.line + "\r")
+		term.Press(try.line + "\r")
 		term.expect("\n")
 		term.expect(try.want)
 	}
 	if out, _ := exec.Command(path, "--version").Output(); !strings.Contains(string(out), " 3.4") {
-		term.press(`\d drivers.t` + "\r")
+		term.Press(`\d drivers.t` + "\r")
 		term.expect("unsupported message (use simple protocol)")
 	}
-	term.press("\\q\r")
-	term.closed()
+	term.Press("\\q\r")
+	term.expectEnd()
 }

@@ -78,6 +78,9 @@ func openTerminal() (master, slave *os.File, err error) {
 		if failed = unix.IoctlSetPointerInt(int(fd), unix.TIOCSPTLCK, 0); failed == nil {
 			number, failed = unix.IoctlGetInt(int(fd), unix.TIOCGPTN)
 		}
+		if failed == nil { // a size, without which some programs draw nothing
+			failed = unix.IoctlSetWinsize(int(fd), unix.TIOCSWINSZ, &unix.Winsize{Row: 50, Col: 200})
+		}
 	})
 	if err = errors.Join(err, failed); err != nil {
 		return nil, nil, err
@@ -124,6 +127,25 @@ func (t *Terminal) Expect(text string, limit time.Duration) (before string) {
 		case <-grown:
 		case <-late:
 			t.tb.Fatalf("%q was not shown within %v:\n%s", text, limit, all)
+		}
+	}
+}
+
+// ExpectEnd waits until the program has ended.
+func (t *Terminal) ExpectEnd(limit time.Duration) {
+	t.tb.Helper()
+	late := time.After(limit)
+	for {
+		t.mu.Lock()
+		all, over, grown := t.text, t.over, t.grown
+		t.mu.Unlock()
+		if over {
+			return
+		}
+		select {
+		case <-grown:
+		case <-late:
+			t.tb.Fatalf("the program has not ended within %v:\n%s", limit, all)
 		}
 	}
 }
