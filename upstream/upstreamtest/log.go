@@ -4,17 +4,15 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"io"
 	"sync"
 )
 
 // logBuffer keeps a server's log and tells those who wait for a piece of it.
 // The zero value is ready for use.
 type logBuffer struct {
-	mu     sync.Mutex
-	text   bytes.Buffer
-	grown  chan struct{} // closed at the next Write; nil when nobody waits
-	copyTo io.Writer     // may be nil
+	mu    sync.Mutex
+	text  bytes.Buffer
+	grown chan struct{} // closed at the next Write; nil when nobody waits
 }
 
 // Write never fails: a server must not stumble over its log's reader.
@@ -22,9 +20,6 @@ func (b *logBuffer) Write(p []byte) (int, error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.text.Write(p)
-	if b.copyTo != nil {
-		b.copyTo.Write(p)
-	}
 	if b.grown != nil {
 		close(b.grown)
 		b.grown = nil

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"maps"
 	"math/rand/v2"
 	"net"
@@ -51,7 +50,6 @@ type options struct {
 	tls      bool
 	settings map[string]string
 	hba      []string
-	logTo    io.Writer
 }
 
 // Major asks for a major version. Without it, the first of [Installs] runs.
@@ -65,9 +63,6 @@ func Set(name, value string) Option { return func(o *options) { o.settings[name]
 
 // HBA puts lines before those of pg_hba.conf.
 func HBA(lines ...string) Option { return func(o *options) { o.hba = append(o.hba, lines...) } }
-
-// LogTo copies the server's log.
-func LogTo(w io.Writer) Option { return func(o *options) { o.logTo = w } }
 
 // Run starts a server and returns when it accepts connections, or when ctx ends.
 // Call Stop to end it; a process that dies takes it along.
@@ -92,7 +87,6 @@ func Run(ctx context.Context, opts ...Option) (*Server, error) {
 		return nil, err
 	}
 	s := &Server{Install: in, Host: "127.0.0.1"}
-	s.log.copyTo = o.logTo
 	if err := s.prepare(&o); err != nil {
 		os.RemoveAll(s.dir)
 		return nil, err

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"strings"
-	"time"
 
 	"pgproxy/policy"
 	"pgproxy/upstream"
@@ -59,7 +58,7 @@ type Session interface {
 }
 
 // Backend is the server's end of a session. One goroutine at a time uses it,
-// but for Cancel, Running and Abort. Its owner closes the connection.
+// but for Cancel and Running. Its owner closes the connection.
 type Backend struct {
 	Up      *upstream.Conn
 	session Session
@@ -491,20 +490,4 @@ func (b *Backend) txFailed() error {
 		return ErrNotFailed
 	}
 	return nil
-}
-
-// past is a deadline that has gone by: setting it wakes a blocked read.
-var past = time.Unix(1, 0)
-
-// Abort makes every read and write of the connection fail. Safe for concurrent
-// use.
-func (b *Backend) Abort() { b.Up.Net.SetDeadline(past) }
-
-// WakeIdle makes Idle return, and WakeIdle(false) lets it be called again.
-func (b *Backend) WakeIdle(wake bool) {
-	if wake {
-		b.Up.Net.SetReadDeadline(past)
-	} else {
-		b.Up.Net.SetReadDeadline(time.Time{})
-	}
 }
