@@ -76,7 +76,7 @@ func (w *run) openGuard(begin string) (bool, error) {
 		texts = append(texts, first)
 	}
 	if w.before == nil {
-		texts = append(texts, w.counted.question())
+		texts = append(texts, w.counted.question(begin != ""))
 	}
 	if len(texts) == 0 {
 		return true, nil
@@ -348,23 +348,33 @@ const (
 
 	countLocked = `SELECT c.oid, ` + changedRowsOf + `, pg_catalog.current_setting('track_counts') FROM ONLY pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND c.oid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT l.relation FROM pg_catalog.pg_lock_status() l WHERE l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.mode OPERATOR(pg_catalog.=) 'RowExclusiveLock') OPERATOR(pg_catalog.||) '{%s}'::pg_catalog.oid[]) UNION ALL SELECT 0, 0, pg_catalog.current_setting('track_counts')`
 
+	countKnown = `SELECT c.oid, ` + changedRowsOf + `, pg_catalog.current_setting('track_counts') FROM ONLY pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND c.oid OPERATOR(pg_catalog.=) ANY ('{%s}'::pg_catalog.oid[]) UNION ALL SELECT 0, 0, pg_catalog.current_setting('track_counts')`
+
 	countAll = `SELECT c.oid, ` + changedRowsOf + `, pg_catalog.current_setting('track_counts') FROM ONLY pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND ` + changedRowsOf + ` OPERATOR(pg_catalog.>) 0 UNION ALL SELECT 0, 0, pg_catalog.current_setting('track_counts')`
 )
 
-// question is the query before a statement.
-func (c *changeCounter) question() string {
-	if c.unsure || len(c.oids) > maxCounted {
+// question is the query before a statement. begins says that a transaction has
+// just begun, which has no locks yet: looking for them takes time where other
+// sessions hold many.
+func (c *changeCounter) question(begins bool) string {
+	switch {
+	case c.unsure || len(c.oids) > maxCounted:
 		return countAll
+	case begins:
+		return fmt.Sprintf(countKnown, c.known())
 	}
 	return c.locked()
 }
 
-func (c *changeCounter) locked() string {
+func (c *changeCounter) locked() string { return fmt.Sprintf(countLocked, c.known()) }
+
+// known are the tables that have a count, as the elements of an array.
+func (c *changeCounter) known() string {
 	oids := make([]string, 0, len(c.oids))
 	for oid := range c.oids {
 		oids = append(oids, oid)
 	}
-	return fmt.Sprintf(countLocked, strings.Join(oids, ","))
+	return strings.Join(oids, ",")
 }
 
 // after is the query behind a statement. closes says that the transaction ends
