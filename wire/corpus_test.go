@@ -44,6 +44,9 @@ func TestCorpus(t *testing.T) {
 // startMajor runs a server of a major version, or skips.
 func startMajor(t *testing.T, major int, options ...upstreamtest.Option) *upstreamtest.Server {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("starts a server of its own")
+	}
 	for _, in := range upstreamtest.Installs() {
 		if in.Major == major {
 			return upstreamtest.Start(t, append(options, upstreamtest.Major(major))...)

@@ -100,6 +100,9 @@ var byHand = []string{
 // that makes it ask the catalogue, on the oldest and the newest server, and what
 // it sends is looked at on its way.
 func TestPsqlsOwn(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	found := make(map[string]string) // what it is for, by the hash
 	servers := []int{15, 18}
 	if *update {

@@ -418,6 +418,9 @@ const unreadable = `(() => {
 })()`
 
 func TestBrowser(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes some seconds")
+	}
 	b := startBrowser(t)
 
 	t.Run("readable", func(t *testing.T) {
