@@ -7,6 +7,8 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+
+	"pgproxy/policy"
 )
 
 // environment names the variables that are not PGPROXY_ and the flag's name:
@@ -73,9 +75,10 @@ func unknownVariable(name string, meant map[string]string) error {
 	if serviceLink.MatchString(name) {
 		return fmt.Errorf("%s is of Kubernetes, for a Service named pgproxy: say enableServiceLinks: false in the pod's spec", name)
 	}
-	nearest, best := "", 4 // more than three letters off is another word
+	const far = 4 // more than three letters off is another word
+	nearest, best := "", far
 	for _, known := range slices.Sorted(maps.Keys(meant)) {
-		if d := distance(name, known); d < best {
+		if d := policy.EditDistance(name, known, far-1); d < best {
 			nearest, best = meant[known], d
 		}
 	}
@@ -83,26 +86,4 @@ func unknownVariable(name string, meant map[string]string) error {
 		return fmt.Errorf("%s is no variable of pgproxy's; pgproxy -h lists them", name)
 	}
 	return fmt.Errorf("%s is no variable of pgproxy's; %s is", name, nearest)
-}
-
-// distance is how many letters must be put in, left out or changed to make b of
-// a.
-func distance(a, b string) int {
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, row[j]+1, row[j+1]+1)
-		}
-	}
-	return row[len(b)]
 }

@@ -20,7 +20,7 @@ func nearest(name string, words []string) []string {
 	least := max(len(name)/4, 1)
 	var near []string
 	for _, word := range words {
-		n := distance(name, strings.ToLower(word), least)
+		n := EditDistance(name, strings.ToLower(word), least)
 		if n < least {
 			near, least = nil, n
 		}
@@ -31,9 +31,9 @@ func nearest(name string, words []string) []string {
 	return near
 }
 
-// distance is the number of characters to put in, leave out or replace that
+// EditDistance is the number of characters to put in, leave out or replace that
 // make one ASCII text of the other; any number over limit for more than that.
-func distance(a, b string, limit int) int {
+func EditDistance(a, b string, limit int) int {
 	if len(a)-len(b) > limit || len(b)-len(a) > limit {
 		return limit + 1
 	}
