@@ -148,7 +148,7 @@ func describeKeys(table string, keys [][]string) string {
 // collation, and no other = operator, made by a user, that would be chosen
 // for the column's type.
 func keyQuery(table *relation) string {
-	return fmt.Sprintf(keySQL, "pg_catalog.to_regclass("+quoteLiteral(table.quoted())+")")
+	return fmt.Sprintf(keySQL, "pg_catalog.to_regclass("+QuoteLiteral(table.quoted())+")")
 }
 
 const keySQL = `SELECT c.relkind,
@@ -181,12 +181,13 @@ FROM ONLY pg_catalog.pg_class c LEFT JOIN LATERAL (
 WHERE c.oid OPERATOR(pg_catalog.=) %s
 ORDER BY k.indexrelid, k.n`
 
-func quoteIdentifier(name string) string {
+// QuoteIdentifier quotes the name of a table, column, setting or the like.
+func QuoteIdentifier(name string) string {
 	return `"` + strings.ReplaceAll(name, `"`, `""`) + `"`
 }
 
-// quoteLiteral quotes a string for standard_conforming_strings, which is
+// QuoteLiteral quotes a string for standard_conforming_strings, which is
 // pinned on.
-func quoteLiteral(s string) string {
+func QuoteLiteral(s string) string {
 	return "'" + strings.ReplaceAll(s, "'", "''") + "'"
 }

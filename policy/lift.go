@@ -295,5 +295,5 @@ func settingLiteral(value string) string {
 	if _, err := strconv.ParseInt(value, 10, 64); err == nil {
 		return value
 	}
-	return quoteLiteral(value)
+	return QuoteLiteral(value)
 }

@@ -22,9 +22,9 @@ func relationOf(rel *pg.RangeVar) *relation {
 // quoted is the relation's name, as to_regclass takes it.
 func (r *relation) quoted() string {
 	if r.Schema == "" {
-		return quoteIdentifier(r.Name)
+		return QuoteIdentifier(r.Name)
 	}
-	return quoteIdentifier(r.Schema) + "." + quoteIdentifier(r.Name)
+	return QuoteIdentifier(r.Schema) + "." + QuoteIdentifier(r.Name)
 }
 
 // systemSchema reports whether a schema holds PostgreSQL's own relations.
@@ -168,10 +168,10 @@ func (ev *evaluation) ask(sql string) ([][]string, error) {
 // a bound name about the one behind a temporary one, too.
 func (r *relation) query(unsettled, bound bool) string {
 	if unsettled && r.Schema == "" {
-		return fmt.Sprintf(targetSQL, "c.relname OPERATOR(pg_catalog.=) "+quoteLiteral(r.Name)+
+		return fmt.Sprintf(targetSQL, "c.relname OPERATOR(pg_catalog.=) "+QuoteLiteral(r.Name)+
 			" AND NOT EXISTS (SELECT FROM system s WHERE s.oid OPERATOR(pg_catalog.=) c.relnamespace)")
 	}
-	seed := "c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(" + quoteLiteral(r.quoted()) + ")"
+	seed := "c.oid OPERATOR(pg_catalog.=) pg_catalog.to_regclass(" + QuoteLiteral(r.quoted()) + ")"
 	if bound {
 		seed += " OR c.oid OPERATOR(pg_catalog.=) " + r.permanent()
 	}
@@ -182,7 +182,7 @@ func (r *relation) query(unsettled, bound bool) string {
 // session's temporary ones.
 func (r *relation) permanent() string {
 	return `(SELECT p.oid FROM ONLY pg_catalog.pg_class p JOIN ONLY pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) p.relnamespace
-  WHERE p.relname OPERATOR(pg_catalog.=) ` + quoteLiteral(r.Name) + ` AND n.oid OPERATOR(pg_catalog.<>) pg_catalog.pg_my_temp_schema()
+  WHERE p.relname OPERATOR(pg_catalog.=) ` + QuoteLiteral(r.Name) + ` AND n.oid OPERATOR(pg_catalog.<>) pg_catalog.pg_my_temp_schema()
   AND n.nspname OPERATOR(pg_catalog.=) ANY (pg_catalog.current_schemas(true))
   ORDER BY pg_catalog.array_position(pg_catalog.current_schemas(true), n.nspname) LIMIT 1)`
 }

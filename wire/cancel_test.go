@@ -14,6 +14,7 @@ import (
 	"testing"
 	"time"
 
+	"pgproxy/policy"
 	"pgproxy/upstream"
 	"pgproxy/upstream/upstreamtest"
 	"pgproxy/wire/audit"
@@ -185,7 +186,7 @@ func TestCancelAndTLS(t *testing.T) {
 		"direct":    func(k *client) error { return k.startTLS(config, "postgresql") },
 	} {
 		t.Run(name, func(t *testing.T) {
-			sql := "SELECT pg_sleep(64) AS " + quoteIdent(name)
+			sql := "SELECT pg_sleep(64) AS " + policy.QuoteIdentifier(name)
 			c.send(frame.AppendQuery(nil, sql))
 			p.awaitActive(t, sql)
 			k := p.dial(t, "127.0.0.1")

@@ -3,7 +3,6 @@ package wire
 import (
 	"errors"
 	"io"
-	"net"
 	"sync/atomic"
 	"time"
 
@@ -111,7 +110,7 @@ func (c *clientConn) stalled(now time.Time, patience func() time.Duration) {
 func (c *clientConn) watch() {
 	for c.Buffered() < frame.MinBuffer {
 		if err := c.Fill(2 * frame.MinBuffer); err != nil {
-			if !isDeadline(err) {
+			if !frame.IsDeadline(err) {
 				c.lose(reasonClientLost)
 			}
 			return
@@ -143,11 +142,6 @@ func (c *clientConn) closeGently() {
 		}
 	}
 	c.Conn.Close()
-}
-
-func isDeadline(err error) bool {
-	ne, ok := errors.AsType[net.Error](err)
-	return ok && ne.Timeout()
 }
 
 // clientEnded is the end of the session that a failed read from the client

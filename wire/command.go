@@ -3,7 +3,6 @@ package wire
 import (
 	"encoding/binary"
 	"strconv"
-	"strings"
 	"time"
 
 	"pgproxy/policy"
@@ -123,9 +122,6 @@ func (s *session) table(names []string, rows [][]string) {
 	}
 	s.Send(frame.AppendComplete(nil, "SHOW"))
 }
-
-func quoteLiteral(s string) string { return `'` + strings.ReplaceAll(s, `'`, `''`) + `'` }
-func quoteIdent(s string) string   { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
 
 // itoa is for rows of text.
 func itoa(n int64) string { return strconv.FormatInt(n, 10) }

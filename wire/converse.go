@@ -104,7 +104,7 @@ func (s *session) rest() *sessionError {
 	if e := s.life.settled(); e != nil {
 		return e
 	}
-	if isDeadline(err) {
+	if frame.IsDeadline(err) {
 		s.tellNews()
 		return nil
 	}
@@ -218,7 +218,7 @@ func (s *session) restMore(want int) *sessionError {
 	if e := s.life.settled(); e != nil {
 		return e
 	}
-	if err != nil && !isDeadline(err) { // woken for news, which waits for the message's end
+	if err != nil && !frame.IsDeadline(err) { // woken for news, which waits for the message's end
 		return clientEnded(frame.InBody(err))
 	}
 	return nil

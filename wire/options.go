@@ -88,9 +88,9 @@ func isUTF8(encoding string) bool {
 func (s *session) judgeSetting(a setting) *policy.Refusal {
 	parts := strings.Split(a.name, ".")
 	for i, part := range parts {
-		parts[i] = quoteIdent(part)
+		parts[i] = policy.QuoteIdentifier(part)
 	}
-	msg, err := s.srv.Judge.Parse(s.ctx, "SET "+strings.Join(parts, ".")+" TO "+quoteLiteral(a.value))
+	msg, err := s.srv.Judge.Parse(s.ctx, "SET "+strings.Join(parts, ".")+" TO "+policy.QuoteLiteral(a.value))
 	if err != nil {
 		return &policy.Refusal{Code: codeUndefinedObject, Message: fmt.Sprintf("unrecognized configuration parameter %q", a.name), Rule: "parse"}
 	}

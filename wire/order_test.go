@@ -106,7 +106,7 @@ func TestRecordComesBeforeTheStatement(t *testing.T) {
 				return
 			}
 			once.Do(func() {
-				if rows := pg.Exec(t, "SELECT 1 FROM pg_stat_activity WHERE query = "+quoteLiteral(sql)); len(rows) > 0 {
+				if rows := pg.Exec(t, "SELECT 1 FROM pg_stat_activity WHERE query = "+policy.QuoteLiteral(sql)); len(rows) > 0 {
 					t.Error("the server has the statement before it is recorded")
 				}
 				if got := value(t, "recorded_first"); got != "0" {

@@ -712,7 +712,7 @@ func (p *proxy) awaitActive(t testing.TB, sql string) {
 	t.Helper()
 	const active = `SELECT 1 FROM pg_stat_activity WHERE state = 'active' AND query = `
 	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); {
-		if len(upstreamtest.Shared(t).Exec(t, active+quoteLiteral(sql))) > 0 {
+		if len(upstreamtest.Shared(t).Exec(t, active+policy.QuoteLiteral(sql))) > 0 {
 			return
 		}
 		time.Sleep(5 * time.Millisecond)

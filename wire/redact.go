@@ -60,7 +60,7 @@ func (j *journal) redactLift(rec *audit.Record, verb, name, value string, r *pol
 	}
 	sql := verb + " pgproxy." + policy.RedactText(name)
 	if verb == "SET" {
-		sql += " = " + quoteLiteral(value)
+		sql += " = " + policy.QuoteLiteral(value)
 	}
 	rec.SQL, rec.SQLRedacted = policy.Redact(how, sql, &policy.Message{})
 	if r != nil {

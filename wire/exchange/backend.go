@@ -5,7 +5,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"net"
 	"strings"
 
 	"pgproxy/policy"
@@ -420,7 +419,7 @@ func (b *Backend) Idle(write func([]byte)) error {
 			return err
 		}
 		if err := b.in.Fill(frame.MinBuffer); err != nil {
-			if isDeadline(err) {
+			if frame.IsDeadline(err) {
 				return nil
 			}
 			return &LostError{Cause: err}
@@ -441,7 +440,7 @@ func (b *Backend) passIdle(write func([]byte)) (done bool, err error) {
 		}
 		for b.in.Buffered() < frame.HeaderLen+size {
 			if err := b.in.Fill(frame.HeaderLen + size); err != nil {
-				if isDeadline(err) {
+				if frame.IsDeadline(err) {
 					return true, nil
 				}
 				return false, &LostError{Cause: err}
@@ -463,11 +462,6 @@ func (b *Backend) passIdle(write func([]byte)) (done bool, err error) {
 			return false, garbled(typ)
 		}
 	}
-}
-
-func isDeadline(err error) bool {
-	ne, ok := errors.AsType[net.Error](err)
-	return ok && ne.Timeout()
 }
 
 // FailTx fails an open transaction on the server, as an error of the server's

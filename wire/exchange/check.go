@@ -90,22 +90,26 @@ const recheckAfter = 100 * time.Millisecond
 
 // takeCheck takes in the answer to the check that was sent along.
 func (w *run) takeCheck() error {
+	told, err := w.takeSettings(w.r.Message)
+	if told {
+		w.checked, w.touched = true, false
+	}
+	return err
+}
+
+// takeSettings takes in the settings that the server was asked for, behind a
+// message (nil for none). It is false where the server could not tell them.
+func (w *run) takeSettings(msg *policy.Message) (told bool, err error) {
 	r, err := w.reply()
 	if err != nil {
-		return err
+		return false, err
 	}
 	w.session.Send(r.async)
 	if r.failure != nil {
-		return w.checkFailed(r)
+		return false, w.checkFailed(r)
 	}
-	w.took(r)
-	return nil
-}
-
-// took takes the settings that the server has told.
-func (w *run) took(r *reply) {
-	w.checked, w.touched = true, false
-	w.settings.take(r.rows, w.r.Message)
+	w.settings.take(r.rows, msg)
+	return true, nil
 }
 
 // checkFailed: in a failed transaction nothing can be asked, nor done; a cancel
@@ -138,16 +142,10 @@ func (w *run) actsAtCommit() bool {
 
 // ask asks the server for its settings in the middle of a message.
 func (w *run) ask() error {
-	r, err := w.roundTrip(w.settings.question(w.status == 'T'))
-	if err != nil {
+	if err := w.send(w.settings.question(w.status == 'T')); err != nil {
 		return err
 	}
-	w.session.Send(r.async)
-	if r.failure != nil {
-		return w.checkFailed(r)
-	}
-	w.took(r)
-	return nil
+	return w.takeCheck()
 }
 
 // learn asks for the settings before the first message that could change one.
@@ -156,16 +154,11 @@ func (w *run) learn() error {
 	if w.settings.known || w.status == 'E' || !w.touches(all) {
 		return nil
 	}
-	r, err := w.roundTrip(w.settings.question(w.status == 'T'))
-	if err != nil {
+	if err := w.send(w.settings.question(w.status == 'T')); err != nil {
 		return err
 	}
-	w.session.Send(r.async)
-	if r.failure != nil {
-		return w.checkFailed(r)
-	}
-	w.settings.take(r.rows, nil) // of before the message
-	return nil
+	_, err := w.takeSettings(nil) // of before the message
+	return err
 }
 
 // restoreNow is Restore between two parts of a message. What was changed is

@@ -5,7 +5,6 @@ import (
 	"math"
 	"slices"
 	"strconv"
-	"strings"
 	"unicode/utf8"
 
 	"pgproxy/policy"
@@ -327,7 +326,7 @@ func (w *run) text(seg segment) string {
 		return w.r.SQL[seg.start:seg.end]
 	}
 	w.a.limited = limit
-	return "FETCH " + direction(use.Forward) + " " + strconv.FormatInt(limit, 10) + " FROM " + quoteIdent(use.Name)
+	return "FETCH " + direction(use.Forward) + " " + strconv.FormatInt(limit, 10) + " FROM " + policy.QuoteIdentifier(use.Name)
 }
 
 func direction(forward bool) string {
@@ -395,13 +394,13 @@ func (w *run) cursorsBack() error {
 		if w.a.failed() && w.declares(back.cursor) {
 			continue // it ends with what the message has begun
 		}
-		r, err := w.roundTrip("MOVE " + direction(back.forward) + " " + strconv.FormatInt(back.rows, 10) + " FROM " + quoteIdent(back.cursor))
+		r, err := w.roundTrip("MOVE " + direction(back.forward) + " " + strconv.FormatInt(back.rows, 10) + " FROM " + policy.QuoteIdentifier(back.cursor))
 		if err != nil {
 			return err
 		}
 		w.session.Send(r.async)
 		if r.failure != nil {
-			w.a.say(warning("pgproxy: cursor %s cannot go back, and has moved over %s that %s not sent", quoteIdent(back.cursor), count(back.rows, "row"), wasWere(back.rows)))
+			w.a.say(warning("pgproxy: cursor %s cannot go back, and has moved over %s that %s not sent", policy.QuoteIdentifier(back.cursor), count(back.rows, "row"), wasWere(back.rows)))
 		}
 	}
 	w.a.rewinds = nil
@@ -474,6 +473,3 @@ func withoutPosition(message []byte) []byte {
 	}
 	return message
 }
-
-func quoteIdent(s string) string   { return `"` + strings.ReplaceAll(s, `"`, `""`) + `"` }
-func quoteLiteral(s string) string { return `'` + strings.ReplaceAll(s, `'`, `''`) + `'` }

@@ -36,7 +36,7 @@ var reportedSettings = []string{"application_name", "default_transaction_read_on
 var settingsQuestion = func() string {
 	var columns []string
 	for _, name := range asked() {
-		columns = append(columns, "pg_catalog.current_setting("+quoteLiteral(name)+", true)")
+		columns = append(columns, "pg_catalog.current_setting("+policy.QuoteLiteral(name)+", true)")
 	}
 	return "SELECT " + strings.Join(columns, ", ")
 }()
@@ -48,8 +48,8 @@ var settingsShown = func() string {
 	var texts []string
 	for _, name := range asked() {
 		class, own, dotted := strings.Cut(name, ".")
-		if name = quoteIdent(class); dotted {
-			name += "." + quoteIdent(own)
+		if name = policy.QuoteIdentifier(class); dotted {
+			name += "." + policy.QuoteIdentifier(own)
 		}
 		texts = append(texts, "SHOW "+name)
 	}
@@ -234,9 +234,9 @@ func (s *settings) putBack(name string, rule *policy.Rule) string {
 		return "SET idle_in_transaction_session_timeout TO " + Millis(rule.IdleInTransactionTimeout)
 	}
 	if class, own, ok := strings.Cut(name, "."); ok {
-		return "SET " + class + "." + quoteIdent(own) + " TO " + quoteLiteral(s.want[name])
+		return "SET " + class + "." + policy.QuoteIdentifier(own) + " TO " + policy.QuoteLiteral(s.want[name])
 	}
-	return "SET " + name + " TO " + quoteLiteral(s.want[name])
+	return "SET " + name + " TO " + policy.QuoteLiteral(s.want[name])
 }
 
 // Millis is a timeout as the server takes it: whole milliseconds, at least one,

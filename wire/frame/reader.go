@@ -120,3 +120,10 @@ func InBody(err error) error {
 	}
 	return err
 }
+
+// IsDeadline reports whether a read has failed since its deadline has passed.
+// Nothing of the stream is lost by it.
+func IsDeadline(err error) bool {
+	ne, ok := errors.AsType[net.Error](err)
+	return ok && ne.Timeout()
+}
