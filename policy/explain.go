@@ -75,9 +75,9 @@ func (x *Explainer) Explain(ctx context.Context, caller Caller, sql string) (*Ex
 
 // judge takes the statement through the steps that a session takes it through.
 func (x *Explainer) judge(ctx context.Context, e *Explanation, sql string) error {
-	var lifts Lifts
+	var overrides Overrides
 	if x.Reason != "" {
-		if r := lifts.Set(*e.Rule, "reason", x.Reason); r != nil {
+		if r := overrides.Set(*e.Rule, "reason", x.Reason); r != nil {
 			return fmt.Errorf("%w. %s", r, r.Hint)
 		}
 	}
@@ -97,12 +97,12 @@ func (x *Explainer) judge(ctx context.Context, e *Explanation, sql string) error
 		if st.Proxy == nil {
 			break
 		}
-		if r := lifts.Apply(base, st.Proxy); r != nil {
+		if r := overrides.Apply(base, st.Proxy); r != nil {
 			e.refuse(r)
 			return nil
 		}
 	}
-	*e.Rule = lifts.Effective(base)
+	*e.Rule = overrides.Effective(base)
 	var cat Catalog
 	lazy := &lazyCatalog{open: func() (OpenCatalog, error) { return x.open(ctx, e) }}
 	defer lazy.close()
@@ -111,7 +111,7 @@ func (x *Explainer) judge(ctx context.Context, e *Explanation, sql string) error
 	}
 	e.Decision = Decide(ctx, e.Rule, msg, new(Memory), cat)
 	if e.Decision.Refusal == nil {
-		if r := e.Rule.WantReason(lifts.Reason(), e.Decision.Writes); r != nil {
+		if r := e.Rule.WantReason(overrides.Reason(), e.Decision.Writes); r != nil {
 			e.refuse(r)
 		}
 	}

@@ -12,12 +12,12 @@ import (
 // ruling is what the session's caller may do: the rule that policy gives, with
 // what the user has changed of it for this session. Safe for concurrent use.
 type ruling struct {
-	mu      sync.Mutex
-	given   policy.Rule // by policy
-	told    policy.Rule // the given one that the client knows
-	untold  bool        // it is another now
-	lifts   policy.Lifts
-	current policy.Rule // given, with lifts
+	mu        sync.Mutex
+	given     policy.Rule // by policy
+	told      policy.Rule // the given one that the client knows
+	untold    bool        // it is another now
+	overrides policy.Overrides
+	current   policy.Rule // given, with the overrides
 }
 
 // start sets the rule that the session begins with, which the login NOTICE
@@ -39,14 +39,14 @@ func (r *ruling) rule() policy.Rule {
 func (r *ruling) reason() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.lifts.Reason()
+	return r.overrides.Reason()
 }
 
 // both returns rule and reason of one moment.
 func (r *ruling) both() (policy.Rule, string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.current, r.lifts.Reason()
+	return r.current, r.overrides.Reason()
 }
 
 // change takes another rule from policy. It holds from the next statement on.
@@ -55,7 +55,7 @@ func (r *ruling) change(rule policy.Rule) (news bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.given = rule
-	r.current = r.lifts.Effective(rule)
+	r.current = r.overrides.Effective(rule)
 	r.untold = !sameEffect(rule, r.told)
 	return r.untold
 }
@@ -66,12 +66,12 @@ func (r *ruling) set(verb, name, value string) *policy.Refusal {
 	defer r.mu.Unlock()
 	var refusal *policy.Refusal
 	if verb == "SET" {
-		refusal = r.lifts.Set(r.given, name, value)
+		refusal = r.overrides.Set(r.given, name, value)
 	} else {
-		refusal = r.lifts.Reset(name)
+		refusal = r.overrides.Reset(name)
 	}
 	if refusal == nil {
-		r.current = r.lifts.Effective(r.given)
+		r.current = r.overrides.Effective(r.given)
 	}
 	return refusal
 }
@@ -81,14 +81,14 @@ func (r *ruling) set(verb, name, value string) *policy.Refusal {
 // refused.
 func (r *ruling) try(commands []*policy.ProxyCommand) (rule policy.Rule, reason string, refused int, refusal *policy.Refusal) {
 	r.mu.Lock()
-	given, lifts := r.given, r.lifts.Clone()
+	given, overrides := r.given, r.overrides.Clone()
 	r.mu.Unlock()
 	for i, cmd := range commands {
-		if refusal := lifts.Apply(given, cmd); refusal != nil {
+		if refusal := overrides.Apply(given, cmd); refusal != nil {
 			return policy.Rule{}, "", i, refusal
 		}
 	}
-	return lifts.Effective(given), lifts.Reason(), 0, nil
+	return overrides.Effective(given), overrides.Reason(), 0, nil
 }
 
 // begin is what a statement is judged by, with what the client is to be told
@@ -100,7 +100,7 @@ func (r *ruling) begin() (rule policy.Rule, reason string, news *sessionError) {
 	if r.untold {
 		news = r.newsLocked()
 	}
-	return r.current, r.lifts.Reason(), news
+	return r.current, r.overrides.Reason(), news
 }
 
 // hasNews reports whether the client knows another rule than policy gives it.

@@ -6,7 +6,7 @@ import (
 	"time"
 )
 
-func TestLifts(t *testing.T) {
+func TestOverrides(t *testing.T) {
 	fixed, free := DefaultRule(), DefaultRule()
 	free.MayLift = true
 	for _, tt := range []struct {
@@ -40,67 +40,67 @@ func TestLifts(t *testing.T) {
 		{"user", "x", free, "42501", func(r Rule) int64 { return 0 }, 0},
 		{"max_row", "1", free, "42704", func(r Rule) int64 { return 0 }, 0},
 	} {
-		var l Lifts
-		refusal := l.Set(tt.base, tt.name, tt.value)
+		var o Overrides
+		refusal := o.Set(tt.base, tt.name, tt.value)
 		code := ""
 		if refusal != nil {
 			code = refusal.Code
 		}
-		if got := tt.get(l.Effective(tt.base)); code != tt.code || got != tt.want {
+		if got := tt.get(o.Effective(tt.base)); code != tt.code || got != tt.want {
 			t.Errorf("SET %s = %q: got %q, %d; want %q, %d", tt.name, tt.value, code, got, tt.code, tt.want)
 		}
 	}
 }
 
-// TestLiftsFollowTheRule: a session raised its caps; then its rule lost
+// TestOverridesFollowTheRule: a session raised its caps; then its rule lost
 // may_lift, or became stricter than what the session had chosen.
-func TestLiftsFollowTheRule(t *testing.T) {
+func TestOverridesFollowTheRule(t *testing.T) {
 	base := DefaultRule()
 	base.MayLift = true
-	var l Lifts
+	var o Overrides
 	for name, value := range map[string]string{"max_rows": "50000", "max_affected_rows": "10"} {
-		if r := l.Set(base, name, value); r != nil {
+		if r := o.Set(base, name, value); r != nil {
 			t.Fatal(r)
 		}
 	}
-	if r := l.Effective(base); r.MaxRows != 50000 || r.MaxAffectedRows != 10 {
+	if r := o.Effective(base); r.MaxRows != 50000 || r.MaxAffectedRows != 10 {
 		t.Errorf("lifted: %+v", r)
 	}
 	base.MayLift = false
-	if r := l.Effective(base); r.MaxRows != 10000 || r.MaxAffectedRows != 10 {
+	if r := o.Effective(base); r.MaxRows != 10000 || r.MaxAffectedRows != 10 {
 		t.Errorf("may_lift withdrawn: %+v", r)
 	}
 	base.MaxAffectedRows = 5
-	if r := l.Effective(base); r.MaxAffectedRows != 5 {
+	if r := o.Effective(base); r.MaxAffectedRows != 5 {
 		t.Errorf("narrowed: %+v", r)
 	}
-	if r := l.Reset("max_affected_rows"); r != nil || l.Effective(base).MaxAffectedRows != 5 {
+	if r := o.Reset("max_affected_rows"); r != nil || o.Effective(base).MaxAffectedRows != 5 {
 		t.Errorf("reset: %v", r)
 	}
-	if r := l.Reset("ALL"); r != nil || l.Reason() != "" {
+	if r := o.Reset("ALL"); r != nil || o.Reason() != "" {
 		t.Errorf("reset all: %v", r)
 	}
 	for name, code := range map[string]string{"nothing": "42704", "session": "42501"} {
-		if r := l.Reset(name); r == nil || r.Code != code {
+		if r := o.Reset(name); r == nil || r.Code != code {
 			t.Errorf("reset %s: %v", name, r)
 		}
 	}
 }
 
 func TestReason(t *testing.T) {
-	var l Lifts
-	if r := l.Set(DefaultRule(), "reason", "  INC-123: \u00e9t\u00e9 "); r != nil || l.Reason() != "INC-123: \u00e9t\u00e9" {
-		t.Errorf("got %v, %q", r, l.Reason())
+	var o Overrides
+	if r := o.Set(DefaultRule(), "reason", "  INC-123: \u00e9t\u00e9 "); r != nil || o.Reason() != "INC-123: \u00e9t\u00e9" {
+		t.Errorf("got %v, %q", r, o.Reason())
 	}
 	for _, bad := range []string{"", "  ", "ab", "INC\n123", "INC\x00123", "INC\xff1", strings.Repeat("x", maxReason+1)} {
-		if r := l.Set(DefaultRule(), "reason", bad); r == nil || r.Code != "22023" {
+		if r := o.Set(DefaultRule(), "reason", bad); r == nil || r.Code != "22023" {
 			t.Errorf("%q: %v", bad, r)
 		}
 	}
-	if l.Reason() != "INC-123: \u00e9t\u00e9" {
-		t.Errorf("a refused reason took the place of a good one: %q", l.Reason())
+	if o.Reason() != "INC-123: \u00e9t\u00e9" {
+		t.Errorf("a refused reason took the place of a good one: %q", o.Reason())
 	}
-	if l.Reset("reason") != nil || l.Reason() != "" {
+	if o.Reset("reason") != nil || o.Reason() != "" {
 		t.Error("reset")
 	}
 }
@@ -120,11 +120,11 @@ func TestLimits(t *testing.T) {
 // TestPlainAfterLift: what a session made stricter for itself it may make less
 // strict again, up to the policy's limit, by the plain SET too.
 func TestPlainAfterLift(t *testing.T) {
-	var l Lifts
-	if r := l.Set(DefaultRule(), "statement_timeout", "1s"); r != nil {
+	var o Overrides
+	if r := o.Set(DefaultRule(), "statement_timeout", "1s"); r != nil {
 		t.Fatal(r)
 	}
-	rule := l.Effective(DefaultRule())
+	rule := o.Effective(DefaultRule())
 	if rule.StatementTimeout != time.Second {
 		t.Fatalf("not made stricter: %v", rule.StatementTimeout)
 	}
@@ -161,12 +161,12 @@ func TestLiftHint(t *testing.T) {
 		}
 		_, value, _ := strings.Cut(got, "= ")
 		value, _, _ = strings.Cut(value, " raises")
-		var l Lifts
-		if r := l.Set(c.rule, c.name, strings.Trim(value, "'")); r != nil {
+		var o Overrides
+		if r := o.Set(c.rule, c.name, strings.Trim(value, "'")); r != nil {
 			t.Errorf("%s: the hint is refused: %v", c.name, r)
 		}
 		lim, _ := limitNamed(c.name)
-		rule := l.Effective(c.rule)
+		rule := o.Effective(c.rule)
 		if got := lim.format(lim.get(&rule)); got != c.then {
 			t.Errorf("%s: the hint makes it %s", c.name, got)
 		}

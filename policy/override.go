@@ -12,14 +12,14 @@ import (
 	"unicode/utf8"
 )
 
-// Lifts are what a session changed of its limits, by SET pgproxy.max_rows = …
+// Overrides are what a session changed of its limits, by SET pgproxy.max_rows = …
 // and the like, and the reason it gave. The zero value changes nothing. It
 // belongs to one session and is not safe for concurrent use.
 //
 // A limit may always be made stricter. Making it looser needs a rule with
 // MayLift, asked for at the time of the SET and again whenever the rule
 // changes: see Effective.
-type Lifts struct {
+type Overrides struct {
 	limits map[string]int64 // by name; in the unit of the limit, 0 for none
 	reason string
 }
@@ -88,11 +88,11 @@ func limitNamed(name string) (limit, bool) {
 }
 
 // Set does SET pgproxy.name = value. The base is the session's rule without
-// lifts. A nil result means that it is done.
-func (l *Lifts) Set(base Rule, name, value string) *Refusal {
+// overrides. A nil result means that it is done.
+func (o *Overrides) Set(base Rule, name, value string) *Refusal {
 	name = strings.ToLower(name)
 	if name == "reason" {
-		return l.setReason(value)
+		return o.setReason(value)
 	}
 	lim, ok := limitNamed(name)
 	if !ok {
@@ -110,10 +110,10 @@ func (l *Lifts) Set(base Rule, name, value string) *Refusal {
 	if looserLimit(v, lim.get(&base)) && !base.MayLift {
 		return refuseLift(&base, lim)
 	}
-	if l.limits == nil {
-		l.limits = map[string]int64{}
+	if o.limits == nil {
+		o.limits = map[string]int64{}
 	}
-	l.limits[name] = v
+	o.limits[name] = v
 	return nil
 }
 
@@ -124,7 +124,7 @@ const (
 	maxReason = 200
 )
 
-func (l *Lifts) setReason(value string) *Refusal {
+func (o *Overrides) setReason(value string) *Refusal {
 	reason := strings.TrimSpace(value)
 	n := utf8.RuneCountInString(reason)
 	if !utf8.ValidString(reason) || strings.ContainsFunc(reason, unicode.IsControl) || n < minReason || n > maxReason {
@@ -135,20 +135,20 @@ func (l *Lifts) setReason(value string) *Refusal {
 			Rule:    "reason",
 		}
 	}
-	l.reason = reason
+	o.reason = reason
 	return nil
 }
 
 // Reset does RESET pgproxy.name; the name "all" resets every one.
-func (l *Lifts) Reset(name string) *Refusal {
+func (o *Overrides) Reset(name string) *Refusal {
 	name = strings.ToLower(name)
 	switch _, ok := limitNamed(name); {
 	case name == "all":
-		*l = Lifts{}
+		*o = Overrides{}
 	case name == "reason":
-		l.reason = ""
+		o.reason = ""
 	case ok:
-		delete(l.limits, name)
+		delete(o.limits, name)
 	default:
 		return refuseSetting(name)
 	}
@@ -180,7 +180,7 @@ func refuseSetting(name string) *Refusal {
 
 // Apply does a SET or RESET of one of the proxy's own settings; a SHOW changes
 // nothing. The arguments and the result are as Set's.
-func (l *Lifts) Apply(base Rule, cmd *ProxyCommand) *Refusal {
+func (o *Overrides) Apply(base Rule, cmd *ProxyCommand) *Refusal {
 	switch {
 	case cmd.Local:
 		return &Refusal{
@@ -188,24 +188,24 @@ func (l *Lifts) Apply(base Rule, cmd *ProxyCommand) *Refusal {
 			Message: "pgproxy: pgproxy's settings hold for the session, SET LOCAL is not supported",
 		}
 	case cmd.Verb == "SET":
-		return l.Set(base, cmd.Name, cmd.Value)
+		return o.Set(base, cmd.Name, cmd.Value)
 	case cmd.Verb == "RESET":
-		return l.Reset(cmd.Name)
+		return o.Reset(cmd.Name)
 	}
 	return nil
 }
 
 // Effective is base as this session changed it. A limit that is looser than
 // base's holds only while base has MayLift: when a rule is narrowed, earlier
-// lifts go with it.
-func (l *Lifts) Effective(base Rule) Rule {
-	if len(l.limits) == 0 {
+// overrides go with it.
+func (o *Overrides) Effective(base Rule) Rule {
+	if len(o.limits) == 0 {
 		return base
 	}
 	rule, given := base, base
 	rule.given = &given
 	for _, lim := range limits {
-		v, ok := l.limits[lim.name]
+		v, ok := o.limits[lim.name]
 		if ok && (base.MayLift || !looserLimit(v, lim.get(&base))) {
 			lim.set(&rule, v)
 		}
@@ -214,7 +214,7 @@ func (l *Lifts) Effective(base Rule) Rule {
 }
 
 // Reason is pgproxy.reason, empty if none was given.
-func (l *Lifts) Reason() string { return l.reason }
+func (o *Overrides) Reason() string { return o.reason }
 
 // Setting is a name and a value, for SHOW.
 type Setting struct{ Name, Value string }
@@ -270,7 +270,9 @@ func parseTimeout(s string) (int64, bool) {
 }
 
 // Clone returns a copy that can be changed by itself.
-func (l *Lifts) Clone() Lifts { return Lifts{limits: maps.Clone(l.limits), reason: l.reason} }
+func (o *Overrides) Clone() Overrides {
+	return Overrides{limits: maps.Clone(o.limits), reason: o.reason}
+}
 
 func formatTimeout(millis int64) string {
 	return formatDuration(time.Duration(millis) * time.Millisecond)
