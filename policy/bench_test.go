@@ -22,7 +22,7 @@ func verdict(b *testing.B, j *Judge, sql string) {
 		b.Fatal(err)
 	}
 	rule := DefaultRule()
-	if d := Decide(b.Context(), &rule, msg, new(Memory), nil); d.Refusal != nil {
+	if d := Decide(b.Context(), &rule, msg, Session{}); d.Refusal != nil {
 		b.Fatal(d.Refusal)
 	}
 }

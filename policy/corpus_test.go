@@ -40,7 +40,7 @@ func verdict(t *testing.T, judge *policy.Judge, c policytest.Case, access policy
 		if err != nil {
 			return refused(t, err.(*policy.Refusal))
 		}
-		d := policy.Decide(t.Context(), &rule, msg, memory, nil)
+		d := policy.Decide(t.Context(), &rule, msg, policy.Session{Memory: memory})
 		if d.Refusal == nil {
 			memory.Note(msg, len(msg.Statements))
 			verdict = "ok"

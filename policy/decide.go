@@ -5,13 +5,24 @@ import (
 	"fmt"
 )
 
-// Decide judges a message by a rule. mem is what the session has prepared
-// before; cat looks into its database, and may be nil, which refuses what
-// require_where "key" would have to look up, and changes of tables whose bare
-// name may be the catalogue's.
-func Decide(ctx context.Context, rule *Rule, msg *Message, mem *Memory, cat Catalog) Decision {
+// Session is what a verdict depends on beside the rule and the text. The zero
+// value is a session without a past, a reason or a database.
+type Session struct {
+	// Memory is what it has prepared before; nil = nothing.
+	Memory *Memory
+	// Reason is its pgproxy.reason; empty = none.
+	Reason string
+	// Catalog looks into its database. nil refuses what require_where "key"
+	// would have to look up, and changes of tables whose bare name may be the
+	// catalogue's.
+	Catalog Catalog
+}
+
+// Decide judges a message by a rule, for a session. The rule and the reason are
+// those that the message's own settings lead to: see Overrides.Apply.
+func Decide(ctx context.Context, rule *Rule, msg *Message, session Session) Decision {
 	d := Decision{Kinds: msg.kinds, Rule: rule.Access.String()}
-	ev := evaluation{ctx: ctx, rule: rule, msg: msg, mem: mem, cat: cat}
+	ev := evaluation{ctx: ctx, rule: rule, msg: msg, session: session}
 	if r := ev.message(); r != nil {
 		d.Refusal, d.Rule = r, r.Rule
 		return d
@@ -25,11 +36,10 @@ func Decide(ctx context.Context, rule *Rule, msg *Message, mem *Memory, cat Cata
 
 // evaluation is the judging of one message by one rule.
 type evaluation struct {
-	ctx  context.Context
-	rule *Rule
-	msg  *Message
-	mem  *Memory
-	cat  Catalog
+	ctx     context.Context
+	rule    *Rule
+	msg     *Message
+	session Session
 
 	writes  bool   // some effect needs more than read access
 	allowed string // the kind that only the allow list permitted, if any
@@ -50,6 +60,9 @@ func (ev *evaluation) message() *Refusal {
 		}
 		ev.unsettled = ev.unsettled || unsettles(&ev.msg.Statements[i])
 	}
+	if ev.writes && ev.rule.RequireReason && ev.session.Reason == "" {
+		return refuseWithoutReason()
+	}
 	for _, l := range ev.lookups {
 		if r := ev.lookUp(l); r != nil {
 			return r
@@ -65,7 +78,7 @@ func (ev *evaluation) statement(i int) *Refusal {
 		if i > 0 && ev.msg.Statements[i-1].Proxy == nil {
 			return refuseMixed(st)
 		}
-		return nil // the proxy's own, which no list of kinds speaks of
+		return st.Proxy.unknownShow() // no list of kinds speaks of the proxy's own
 	}
 	for k := range st.facts.Effects {
 		if r := ev.effect(i, &st.facts.Effects[k], 0); r != nil {
@@ -83,7 +96,7 @@ func (ev *evaluation) statement(i int) *Refusal {
 // execution judges the running of a prepared statement, by everything that its
 // name may stand for.
 func (ev *evaluation) execution(i int, e execution) *Refusal {
-	p, known := ev.mem.under(ev.msg, i, e.Name)
+	p, known := ev.session.Memory.under(ev.msg, i, e.Name)
 	if !known && ev.rule.Access < Admin {
 		return &Refusal{
 			Code: "42501", Rule: "prepared", Position: e.Pos,

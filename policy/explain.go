@@ -93,10 +93,7 @@ func (x *Explainer) judge(ctx context.Context, e *Explanation, sql string) error
 		return errors.New("there is no statement to judge")
 	}
 	base := *e.Rule
-	for _, st := range msg.Statements {
-		if st.Proxy == nil {
-			break
-		}
+	for _, st := range msg.Statements[:msg.Own()] {
 		if r := overrides.Apply(base, st.Proxy); r != nil {
 			e.refuse(r)
 			return nil
@@ -109,12 +106,7 @@ func (x *Explainer) judge(ctx context.Context, e *Explanation, sql string) error
 	if x.Open != nil || e.Rule.Where == WhereKey {
 		cat = lazy
 	}
-	e.Decision = Decide(ctx, e.Rule, msg, new(Memory), cat)
-	if e.Decision.Refusal == nil {
-		if r := e.Rule.WantReason(overrides.Reason(), e.Decision.Writes); r != nil {
-			e.refuse(r)
-		}
-	}
+	e.Decision = Decide(ctx, e.Rule, msg, Session{Reason: overrides.Reason(), Catalog: cat})
 	return lazy.err
 }
 

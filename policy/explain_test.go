@@ -79,6 +79,9 @@ func TestExplain(t *testing.T) {
 		{"lift@example.com", "", "", "SET pgproxy.max_rows = 20000", "allow"},
 		{"lift@example.com", "", "", "SET LOCAL pgproxy.max_rows = 20000", "deny own_settings"},
 		{"x@example.com", "", "", "SHOW pgproxy.limits", "allow"},
+		{"x@example.com", "", "", "SHOW pgproxy.max_rows; SHOW pgproxy.reason", "allow"},
+		{"x@example.com", "", "", "SHOW pgproxy.nosuch", "deny unknown_setting"},
+		{"x@example.com", "", "", "SHOW pgproxy.nosuch; SELECT 1", "deny unknown_setting"},
 	} {
 		x := explainer(t, explainPolicy)
 		x.Database, x.Reason = tt.database, tt.reason

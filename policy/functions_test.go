@@ -155,7 +155,7 @@ func (r *functionReview) effect(sql string) bool {
 	}
 	rule := policy.DefaultRule()
 	rule.Access = policy.Read
-	return policy.Decide(r.t.Context(), &rule, msg, new(policy.Memory), nil).Refusal != nil
+	return policy.Decide(r.t.Context(), &rule, msg, policy.Session{}).Refusal != nil
 }
 
 // functions are the functions of a condition.

@@ -77,7 +77,7 @@ func FuzzVerdict(f *testing.F) {
 func allowed(msg *Message, access Access) bool {
 	rule := DefaultRule()
 	rule.Access = access
-	return Decide(context.Background(), &rule, msg, new(Memory), nil).Refusal == nil
+	return Decide(context.Background(), &rule, msg, Session{}).Refusal == nil
 }
 
 // FuzzScan compares the scan with the parser library's own lexer: where both

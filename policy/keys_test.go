@@ -211,7 +211,7 @@ func (s *keySession) allows(t *testing.T, sql string) bool {
 	if err != nil {
 		t.Fatalf("%s: %v", sql, err)
 	}
-	d := policy.Decide(t.Context(), &rule, msg, &s.memory, connCatalog{s.conn})
+	d := policy.Decide(t.Context(), &rule, msg, policy.Session{Memory: &s.memory, Catalog: connCatalog{s.conn}})
 	if d.Refusal != nil {
 		if d.Refusal.Rule != "require_where" {
 			t.Fatalf("%s: %+v", sql, *d.Refusal)
@@ -348,7 +348,7 @@ func TestKeysUnknown(t *testing.T) {
 	rule := policy.DefaultRule()
 	rule.Where = policy.WhereKey
 	for _, cat := range []policy.Catalog{nil, failingCatalog{}} {
-		if d := policy.Decide(t.Context(), &rule, msg, new(policy.Memory), cat); d.Refusal == nil {
+		if d := policy.Decide(t.Context(), &rule, msg, policy.Session{Catalog: cat}); d.Refusal == nil {
 			t.Errorf("allowed with catalogue %v", cat)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math"
+	"slices"
 )
 
 // Message is the text of one simple Query message, read with PostgreSQL's own
@@ -19,6 +20,19 @@ type Message struct {
 
 	kinds    []string             // of Statements, for Decision.Kinds
 	prepares map[string]preparing // of Statements, by name
+}
+
+// Kinds are the statements' kinds, in order. The slice is shared and must not be
+// changed.
+func (m *Message) Kinds() []string { return m.kinds }
+
+// Own is how many of the statements, from the first, are the proxy's own.
+func (m *Message) Own() int {
+	n := slices.IndexFunc(m.Statements, func(st Statement) bool { return st.Proxy == nil })
+	if n < 0 {
+		return len(m.Statements)
+	}
+	return n
 }
 
 // Statement is one statement of a Message: what it is and what it does.
@@ -147,13 +161,11 @@ func (r *Refusal) Error() string { return r.Message }
 type Decision struct {
 	// Refusal is nil when the message may be sent.
 	Refusal *Refusal
-	// Kinds are the statements' kinds, in order, for the record. The slice is
-	// shared and must not be changed.
+	// Kinds are Message.Kinds, for the record.
 	Kinds []string
 	// Rule names what allowed or refused it, for the record.
 	Rule string
-	// Writes says that some statement does what read access does not allow,
-	// which is what require_reason asks about.
+	// Writes says that some statement does what read access does not allow.
 	Writes bool
 }
 

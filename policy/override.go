@@ -76,8 +76,23 @@ func timeoutLimit(name string, field func(*Rule) *time.Duration) limit {
 	}
 }
 
-// ownSettings are the settings in the proxy's name space that it sets itself.
-var ownSettings = []string{"access", "limits", "node", "session", "sessions", "user"}
+// Shows are the names of SHOW pgproxy.… beside those of the settings that a
+// session may change.
+var Shows = []string{"session", "limits", "access", "sessions"}
+
+// unknownShow refuses a SHOW of what there is not; nil for all other commands.
+func (cmd *ProxyCommand) unknownShow() *Refusal {
+	_, isLimit := limitNamed(cmd.Name)
+	if cmd.Verb != "SHOW" || isLimit || cmd.Name == "reason" || slices.Contains(Shows, cmd.Name) {
+		return nil
+	}
+	return &Refusal{
+		Code:    "42704",
+		Message: fmt.Sprintf("unrecognized configuration parameter %q", "pgproxy."+cmd.Name),
+		Hint:    fmt.Sprintf("There are %s, reason, and each limit by its name.", strings.Join(Shows, ", ")),
+		Rule:    "unknown_setting",
+	}
+}
 
 func limitNamed(name string) (limit, bool) {
 	i := slices.IndexFunc(limits, func(l limit) bool { return l.name == name })
@@ -158,7 +173,7 @@ func (o *Overrides) Reset(name string) *Refusal {
 // refuseSetting refuses the change of a setting that is not the session's to
 // change.
 func refuseSetting(name string) *Refusal {
-	if slices.Contains(ownSettings, name) {
+	if identitySettings[name] || slices.Contains(Shows, name) {
 		return &Refusal{
 			Code:    "42501",
 			Message: fmt.Sprintf("pgproxy: pgproxy.%s cannot be changed", name),

@@ -146,7 +146,7 @@ func plannedVerdict(t *testing.T, judge *policy.Judge, sql, runs string) {
 	memory.Note(readBy(t, judge, "PREPARE p AS SELECT $1; PREPARE q AS SELECT * FROM t WHERE id = $1"), 2)
 	refused := func(volatile, stable string) bool {
 		msg := readBy(t, judge, strings.NewReplacer("vol(", volatile, "sta(", stable).Replace(sql))
-		return policy.Decide(t.Context(), &rule, msg, memory, nil).Refusal != nil
+		return policy.Decide(t.Context(), &rule, msg, policy.Session{Memory: memory}).Refusal != nil
 	}
 	// What is not run may be refused, too, but not under EXPLAIN.
 	runsIt := strings.Contains(runs, "v") || !strings.HasPrefix(sql, "EXPLAIN")

@@ -22,6 +22,17 @@ func refuseMixed(st *Statement) *Refusal {
 	}
 }
 
+// refuseWithoutReason refuses a message that does more than read, where the rule
+// wants a reason for it.
+func refuseWithoutReason() *Refusal {
+	return &Refusal{
+		Code: "42501", Rule: "require_reason",
+		Message: "pgproxy: SET pgproxy.reason = 'INC-123' first: statements that change anything need a reason",
+		Detail:  "The policy says require_reason.",
+		Hint:    "Then send it again. At connect: PGOPTIONS='-c pgproxy.reason=INC-123'.",
+	}
+}
+
 // refuseForAll refuses what no access permits.
 func refuseForAll(a *effect, pos int) *Refusal {
 	if a.Class == effectCopyStdio {

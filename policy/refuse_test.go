@@ -53,7 +53,7 @@ func TestHints(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d := policy.Decide(t.Context(), &c.rule, msg, new(policy.Memory), nil)
+		d := policy.Decide(t.Context(), &c.rule, msg, policy.Session{})
 		if d.Refusal == nil {
 			t.Errorf("%s at %s is allowed", c.sql, c.rule.Access)
 			continue

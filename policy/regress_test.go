@@ -51,7 +51,7 @@ func TestForeignSQL(t *testing.T) {
 					t.Errorf("%s: unknown kind %q: %s", file, st.Kind, sql)
 				}
 			}
-			d := policy.Decide(t.Context(), &rule, msg, memory, nil)
+			d := policy.Decide(t.Context(), &rule, msg, policy.Session{Memory: memory})
 			if d.Refusal == nil {
 				memory.Note(msg, len(msg.Statements))
 				continue

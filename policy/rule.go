@@ -114,17 +114,3 @@ func DefaultRule() Rule {
 		IdleInTransactionTimeout: 30 * time.Second,
 	}
 }
-
-// WantReason refuses statements that do more than read (Decision.Writes), where
-// the rule wants a reason for them and the session has given none.
-func (r *Rule) WantReason(reason string, writes bool) *Refusal {
-	if !r.RequireReason || !writes || reason != "" {
-		return nil
-	}
-	return &Refusal{
-		Code: "42501", Rule: "require_reason",
-		Message: "pgproxy: SET pgproxy.reason = 'INC-123' first: statements that change anything need a reason",
-		Detail:  "The policy says require_reason.",
-		Hint:    "Then send it again. At connect: PGOPTIONS='-c pgproxy.reason=INC-123'.",
-	}
-}

@@ -92,7 +92,7 @@ func TestTimeoutValues(t *testing.T) {
 				"SET idle_in_transaction_session_timeout = '" + value + "'",
 			} {
 				msg, err := judge.Parse(t.Context(), sql)
-				if err != nil || policy.Decide(t.Context(), &rule, msg, new(policy.Memory), nil).Refusal != nil {
+				if err != nil || policy.Decide(t.Context(), &rule, msg, policy.Session{}).Refusal != nil {
 					continue
 				}
 				allowed++

@@ -152,7 +152,7 @@ func TestPositions(t *testing.T) {
 		msg, err := newJudge(t).Parse(t.Context(), c.sql)
 		refusal, _ := err.(*policy.Refusal)
 		if err == nil {
-			refusal = policy.Decide(t.Context(), &rule, msg, new(policy.Memory), nil).Refusal
+			refusal = policy.Decide(t.Context(), &rule, msg, policy.Session{}).Refusal
 		}
 		if refusal == nil {
 			t.Errorf("%s is allowed", c.sql)
@@ -417,7 +417,7 @@ func TestMemoryBounds(t *testing.T) {
 		}
 	}
 	execute := readBy(t, judge, "EXECUTE large")
-	if d := policy.Decide(t.Context(), &rule, execute, &m, nil); d.Refusal == nil || d.Refusal.Rule != "prepared" {
+	if d := policy.Decide(t.Context(), &rule, execute, policy.Session{Memory: &m}); d.Refusal == nil || d.Refusal.Rule != "prepared" {
 		t.Errorf("EXECUTE of what is not kept: %v", d.Refusal)
 	}
 	if !m.Changes(execute, 0) || !m.Hidden(execute, 0) || m.Reads(execute, 0) {
@@ -427,7 +427,7 @@ func TestMemoryBounds(t *testing.T) {
 	// The same many times under one name.
 	script := readBy(t, judge, strings.Repeat("PREPARE p AS DELETE FROM t WHERE a = 1; EXECUTE p; DEALLOCATE p;", 3000))
 	began := time.Now()
-	d := policy.Decide(t.Context(), &rule, script, &m, nil)
+	d := policy.Decide(t.Context(), &rule, script, policy.Session{Memory: &m})
 	for i := range script.Statements {
 		m.Changes(script, i)
 		m.Hidden(script, i)
@@ -437,7 +437,7 @@ func TestMemoryBounds(t *testing.T) {
 	if took := time.Since(began); took > 5*time.Second || d.Refusal == nil {
 		t.Errorf("a script took %v: %v", took, d.Refusal)
 	}
-	if d := policy.Decide(t.Context(), &rule, readBy(t, judge, strings.Repeat("PREPARE p AS DELETE FROM t WHERE a = 1; EXECUTE p; DEALLOCATE p;", 100)), &m, nil); d.Refusal != nil {
+	if d := policy.Decide(t.Context(), &rule, readBy(t, judge, strings.Repeat("PREPARE p AS DELETE FROM t WHERE a = 1; EXECUTE p; DEALLOCATE p;", 100)), policy.Session{Memory: &m}); d.Refusal != nil {
 		t.Errorf("a short script: %v", d.Refusal)
 	}
 
@@ -462,15 +462,15 @@ func TestNarrowing(t *testing.T) {
 	rule := policy.DefaultRule()
 	rule.Access = policy.Admin
 	prepare, execute := read(t, "PREPARE p AS DELETE FROM t WHERE a = 1"), read(t, "EXECUTE p")
-	if d := policy.Decide(t.Context(), &rule, prepare, &m, nil); d.Refusal != nil {
+	if d := policy.Decide(t.Context(), &rule, prepare, policy.Session{Memory: &m}); d.Refusal != nil {
 		t.Fatal(d.Refusal)
 	}
 	m.Note(prepare, 1)
-	if d := policy.Decide(t.Context(), &rule, execute, &m, nil); d.Refusal != nil || !d.Writes {
+	if d := policy.Decide(t.Context(), &rule, execute, policy.Session{Memory: &m}); d.Refusal != nil || !d.Writes {
 		t.Errorf("%+v", d)
 	}
 	rule.Access = policy.Read
-	if d := policy.Decide(t.Context(), &rule, execute, &m, nil); d.Refusal == nil || d.Refusal.Rule != "access" {
+	if d := policy.Decide(t.Context(), &rule, execute, policy.Session{Memory: &m}); d.Refusal == nil || d.Refusal.Rule != "access" {
 		t.Errorf("%+v", d)
 	}
 }
@@ -505,7 +505,7 @@ func TestRepeated(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if d := policy.Decide(t.Context(), &rule, msg, new(policy.Memory), nil); (d.Refusal == nil) != want {
+		if d := policy.Decide(t.Context(), &rule, msg, policy.Session{}); (d.Refusal == nil) != want {
 			t.Errorf("%s: %+v", sql, d.Refusal)
 		}
 	}

@@ -80,18 +80,18 @@ func (ev *evaluation) change(l lookup) *Refusal {
 		switch {
 		case systemSchema(t.Schema):
 			return refuseCatalog(ev.rule, t.Schema+"."+t.Name, l.place())
-		case t.bareCatalogName() && ev.cat == nil:
+		case t.bareCatalogName() && ev.session.Catalog == nil:
 			return refuseCatalog(ev.rule, t.Name, l.place())
 		case t.bareCatalogName() && l.unsettled:
 			return refuseUnsettled(t, l.place())
 		}
 	}
 	if l.wantsKey(ev.rule) {
-		if why := l.keyless(ev.cat); why != "" {
+		if why := l.keyless(ev.session.Catalog); why != "" {
 			return refuseKey(l.effect, l.pos, why)
 		}
 	}
-	if ev.cat != nil {
+	if ev.session.Catalog != nil {
 		ev.lookups = append(ev.lookups, l)
 	}
 	return nil
@@ -117,7 +117,7 @@ func (ev *evaluation) lookUp(l lookup) *Refusal {
 // relations.
 func (ev *evaluation) target(l lookup) *Refusal {
 	t := l.effect.Target
-	if !l.unsettled && !l.bound() && ev.mem.isPlain(t) {
+	if !l.unsettled && !l.bound() && ev.session.Memory.isPlain(t) {
 		return nil
 	}
 	rows, err := ev.ask(t.query(l.unsettled, l.bound()))
@@ -129,7 +129,7 @@ func (ev *evaluation) target(l lookup) *Refusal {
 	case rows[0][1] != "":
 		return refuseCatalog(ev.rule, rows[0][1], l.place())
 	case rows[0][0] == "t" && !l.unsettled && !l.bound():
-		ev.mem.notePlain(t)
+		ev.session.Memory.notePlain(t)
 	}
 	return nil
 }
@@ -147,7 +147,7 @@ func (ev *evaluation) ask(sql string) ([][]string, error) {
 	if len(ev.answers) >= maxLookups {
 		return nil, errLookups
 	}
-	rows, err := ev.cat.Query(ev.ctx, sql)
+	rows, err := ev.session.Catalog.Query(ev.ctx, sql)
 	if err != nil {
 		return nil, err
 	}

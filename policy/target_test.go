@@ -140,7 +140,7 @@ func (s *targetSession) send(t *testing.T, sql string) string {
 	t.Helper()
 	rule := policy.DefaultRule()
 	msg := readBy(t, s.judge, sql)
-	d := policy.Decide(t.Context(), &rule, msg, &s.memory, countingCatalog{connCatalog{s.conn}, &s.asked})
+	d := policy.Decide(t.Context(), &rule, msg, policy.Session{Memory: &s.memory, Catalog: countingCatalog{connCatalog{s.conn}, &s.asked}})
 	if d.Refusal != nil {
 		refused(t, d.Refusal)
 		return d.Refusal.Rule
@@ -224,7 +224,7 @@ func TestTargetsUnread(t *testing.T) {
 		{"catalog", failedTransaction{}, "ROLLBACK; UPDATE orders SET x = 1 WHERE id = 1"},
 	} {
 		got := "ok"
-		if d := policy.Decide(t.Context(), &rule, readBy(t, judge, c.sql), new(policy.Memory), c.cat); d.Refusal != nil {
+		if d := policy.Decide(t.Context(), &rule, readBy(t, judge, c.sql), policy.Session{Catalog: c.cat}); d.Refusal != nil {
 			got = d.Refusal.Rule
 		}
 		if got != c.want {
@@ -236,7 +236,7 @@ func TestTargetsUnread(t *testing.T) {
 		fmt.Fprintf(&many, "DELETE FROM t%d WHERE id = 1;", i)
 	}
 	asked := 0
-	d := policy.Decide(t.Context(), &rule, readBy(t, judge, many.String()), new(policy.Memory), countingCatalog{emptyCatalog{}, &asked})
+	d := policy.Decide(t.Context(), &rule, readBy(t, judge, many.String()), policy.Session{Catalog: countingCatalog{emptyCatalog{}, &asked}})
 	if d.Refusal == nil || asked > 1000 {
 		t.Errorf("2000 tables: %v, %d queries", d.Refusal, asked)
 	}

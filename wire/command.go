@@ -14,34 +14,19 @@ import (
 // changes nothing, other than what the rest of the message is judged by: the
 // message is judged as a whole, and runs as a whole or not at all.
 func (s *session) tryOwn(st *statement) *policy.Refusal {
-	list := st.msg.Statements
-	for st.own < len(list) && list[st.own].Proxy != nil {
-		st.own++
-	}
-	if st.own == 0 {
+	if st.own = st.msg.Own(); st.own == 0 {
 		return nil
 	}
-	commands := make([]*policy.ProxyCommand, st.own)
-	for i := range commands {
-		commands[i] = list[i].Proxy
-	}
-	rule, reason, bad, refusal := s.ruling.try(commands)
+	own := st.msg.Statements[:st.own]
+	rule, reason, bad, refusal := s.ruling.try(own)
 	if refusal != nil {
 		refusal.Position = 0
-		s.lifted(st.seq, commands[bad].Verb, commands[bad].Name, commands[bad].Value, refusal)
+		cmd := own[bad].Proxy
+		s.lifted(st.seq, cmd.Verb, cmd.Name, cmd.Value, refusal)
 		return refusal
 	}
 	st.rule, st.reason = rule, reason
 	return nil
-}
-
-// kinds are the kinds of the message's statements.
-func (st *statement) kinds() []string {
-	kinds := make([]string, len(st.msg.Statements))
-	for i := range kinds {
-		kinds[i] = st.msg.Statements[i].Kind
-	}
-	return kinds
 }
 
 // serveOwn serves pgproxy's own statements at the beginning of a message. It
@@ -50,9 +35,7 @@ func (s *session) serveOwn(st *statement) (tag string, e *sessionError) {
 	for i := range st.own {
 		cmd := st.msg.Statements[i].Proxy
 		if tag = cmd.Verb; tag == "SHOW" {
-			if e := s.show(cmd.Name); e != nil {
-				return tag, e
-			}
+			s.show(cmd.Name)
 			continue
 		}
 		if r := s.lift(cmd.Verb, cmd.Name, cmd.Value); r != nil {
@@ -63,43 +46,46 @@ func (s *session) serveOwn(st *statement) (tag string, e *sessionError) {
 	return tag, nil
 }
 
-// show answers SHOW pgproxy.name.
-func (s *session) show(name string) *sessionError {
-	rule, reason := s.ruling.both()
-	switch name {
-	case "session":
+// shows are the answers to SHOW pgproxy.…, by policy.Shows.
+var shows = map[string]func(*session){
+	"session": func(s *session) {
 		s.table([]string{"property", "value"}, [][]string{
 			{"session", s.id}, {"user", s.caller.Who()}, {"node", s.caller.Node}, {"address", s.caller.Addr},
 			{"database", s.database}, {"upstream", s.up.Addr}, {"upstream_pid", itoa(int64(s.up.PID))},
-			{"application_name", s.stamp}, {"since", s.began.UTC().Format(time.RFC3339)}, {"reason", reason},
+			{"application_name", s.stamp}, {"since", s.began.UTC().Format(time.RFC3339)}, {"reason", s.ruling.reason()},
 		})
-	case "limits":
+	},
+	"limits": func(s *session) {
 		var rows [][]string
-		for _, l := range rule.Limits() {
+		for _, l := range s.ruling.rule().Limits() {
 			rows = append(rows, []string{l.Name, l.Value})
 		}
 		s.table([]string{"limit", "value"}, rows)
-	case "access":
+	},
+	"access": func(s *session) {
 		var rows [][]string
-		for _, line := range rule.Describe() {
+		for _, line := range s.ruling.rule().Describe() {
 			rows = append(rows, []string{line})
 		}
 		s.table([]string{"access"}, rows)
-	case "sessions":
-		s.table(sessionColumns, s.sessionRows())
-	case "reason":
-		s.table([]string{name}, [][]string{{reason}})
-	default:
-		for _, l := range rule.Limits() {
-			if l.Name == name {
-				s.table([]string{name}, [][]string{{l.Value}})
-				return nil
-			}
-		}
-		return statementError(codeUndefinedObject, `unrecognized configuration parameter "pgproxy.`+name+`"`).
-			withHint("There are session, limits, access, sessions, and each limit by its name.")
+	},
+	"sessions": func(s *session) { s.table(sessionColumns, s.sessionRows()) },
+}
+
+// show answers SHOW pgproxy.name, for a name that policy.Decide let pass: one of
+// shows, or a setting of the session's own.
+func (s *session) show(name string) {
+	if answer := shows[name]; answer != nil {
+		answer(s)
+		return
 	}
-	return nil
+	rule, value := s.ruling.both()
+	for _, l := range rule.Limits() {
+		if l.Name == name {
+			value = l.Value
+		}
+	}
+	s.table([]string{name}, [][]string{{value}})
 }
 
 // table emits a result of text columns.

@@ -1,7 +1,9 @@
 package wire
 
 import (
+	"cmp"
 	"fmt"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -9,8 +11,10 @@ import (
 )
 
 // admitSettings judges settings given at connect as the SET of the same name
-// and value. Those of the proxy's own take effect here.
+// and value. Those of the proxy's own take effect here, and first: the others may
+// need the reason.
 func (s *session) admitSettings(asked []setting) (map[string]string, *sessionError) {
+	slices.SortStableFunc(asked, func(a, b setting) int { return cmp.Compare(a.place(), b.place()) })
 	admitted := make(map[string]string, len(asked))
 	for _, a := range asked {
 		name := strings.ToLower(a.name)
@@ -41,6 +45,14 @@ func (s *session) admitSettings(asked []setting) (map[string]string, *sessionErr
 		admitted[name] = a.value
 	}
 	return admitted, nil
+}
+
+// place is 0 for one of the proxy's own settings, and 1 for any other.
+func (a setting) place() int {
+	if strings.HasPrefix(strings.ToLower(a.name), "pgproxy.") {
+		return 0
+	}
+	return 1
 }
 
 // quietSetting turns the login NOTICE off, for people's own scripts:
@@ -94,8 +106,8 @@ func (s *session) judgeSetting(a setting) *policy.Refusal {
 	if err != nil {
 		return &policy.Refusal{Code: codeUndefinedObject, Message: fmt.Sprintf("unrecognized configuration parameter %q", a.name), Rule: "parse"}
 	}
-	rule := s.ruling.rule()
-	d := policy.Decide(s.ctx, &rule, msg, &s.talk.memory, nil)
+	rule, reason := s.ruling.both()
+	d := policy.Decide(s.ctx, &rule, msg, policy.Session{Reason: reason})
 	if d.Refusal != nil {
 		r := *d.Refusal
 		if !strings.Contains(r.Message, a.name) {

@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"maps"
 	"net"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -252,6 +254,38 @@ func TestOwnStatementsAreRecordedOnce(t *testing.T) {
 	if strings.Join(got, "\n") != strings.Join(want, "\n") {
 		t.Errorf("recorded\n%s\nwant\n%s", strings.Join(got, "\n"), strings.Join(want, "\n"))
 	}
+}
+
+// What policy lets be shown has an answer here, and nothing else has.
+func TestEveryShowHasItsAnswer(t *testing.T) {
+	if got, want := slices.Sorted(maps.Keys(shows)), slices.Sorted(slices.Values(policy.Shows)); !slices.Equal(got, want) {
+		t.Errorf("answers for %v, policy has %v", got, want)
+	}
+	p := startProxy(t)
+	c := p.login(t)
+	for _, name := range append(slices.Clone(policy.Shows), "reason", "max_rows") {
+		c.wantPart("SHOW pgproxy."+name, "C(SHOW)", "Z(I)")
+	}
+	c.wantPart("SHOW pgproxy.nosuch", `E(42704 unrecognized configuration parameter "pgproxy.nosuch"`, "Z(I)")
+	for _, rec := range p.records.all() {
+		if rec.Event == audit.Lift {
+			t.Errorf("a SHOW was recorded as a change: %+v", rec)
+		}
+	}
+}
+
+// A setting given at connect needs the reason that the same SET needs, wherever
+// in the options the reason stands.
+func TestReasonForSettingsAtConnect(t *testing.T) {
+	p := startProxy(t, withRule(func(r *policy.Rule) { r.RequireReason, r.Access = true, policy.Admin }))
+	const setting = "-c client_connection_check_interval=5000"
+	c := p.dial(t, "127.0.0.1")
+	c.send(startupPacket(protocol3, "user", "u", "options", setting))
+	if got := c.ended(); !strings.Contains(got, "E(42501") {
+		t.Errorf("without a reason: %s", got)
+	}
+	c = p.login(t, "user", "u", "options", setting+" -c pgproxy.reason=INC-1")
+	c.want("SHOW pgproxy.reason", "D(INC-1) C(SHOW) Z(I)")
 }
 
 // Notifications count towards the byte cap like all that comes back.

@@ -44,17 +44,14 @@ func (s *session) serveQuery(st *statement, body []byte) *sessionError {
 		return s.deny(st, policy.Decision{Refusal: bad})
 	}
 	if bad := s.tryOwn(st); bad != nil {
-		return s.deny(st, policy.Decision{Kinds: st.kinds(), Refusal: bad})
+		return s.deny(st, policy.Decision{Kinds: st.msg.Kinds(), Refusal: bad})
 	}
 	if st.own < len(st.msg.Statements) {
 		if e := s.restore(); e != nil {
 			return e
 		}
 	}
-	d := policy.Decide(s.ctx, &st.rule, st.msg, &s.talk.memory, catalog{s})
-	if d.Refusal == nil {
-		d.Refusal = st.rule.WantReason(st.reason, d.Writes)
-	}
+	d := policy.Decide(s.ctx, &st.rule, st.msg, policy.Session{Memory: &s.talk.memory, Reason: st.reason, Catalog: catalog{s}})
 	if d.Refusal != nil {
 		return s.deny(st, d)
 	}

@@ -76,15 +76,15 @@ func (r *ruling) set(verb, name, value string) *policy.Refusal {
 	return refusal
 }
 
-// try applies settings of the user's own, in their order, and takes none of
+// try applies statements that are the proxy's own, in their order, and takes none of
 // them. It returns the rule and the reason there would be, or which one is
 // refused.
-func (r *ruling) try(commands []*policy.ProxyCommand) (rule policy.Rule, reason string, refused int, refusal *policy.Refusal) {
+func (r *ruling) try(own []policy.Statement) (rule policy.Rule, reason string, refused int, refusal *policy.Refusal) {
 	r.mu.Lock()
 	given, overrides := r.given, r.overrides.Clone()
 	r.mu.Unlock()
-	for i, cmd := range commands {
-		if refusal := overrides.Apply(given, cmd); refusal != nil {
+	for i, st := range own {
+		if refusal := overrides.Apply(given, st.Proxy); refusal != nil {
 			return policy.Rule{}, "", i, refusal
 		}
 	}
