@@ -3,6 +3,7 @@ package wire
 import (
 	"fmt"
 	"net"
+	"pgproxy/policy"
 	"strings"
 	"time"
 )
@@ -62,12 +63,12 @@ func (srv *Server) admit(s *session) *sessionError {
 		return fatal(codeCannotConnectNow, "pgproxy: shutting down, no new sessions", reasonShutdown)
 	case srv.MaxSessions > 0 && len(srv.sessions) >= srv.MaxSessions:
 		e := fatal(codeTooManyConnections, "pgproxy: too many sessions", reasonLimit).
-			withHint("The limit is " + count(int64(srv.MaxSessions), "session") + " in all. Try again when somebody has left.")
+			withHint("The limit is " + policy.Count(int64(srv.MaxSessions), "session") + " in all. Try again when somebody has left.")
 		e.detail = srv.sessionsOfLocked(who)
 		return e
 	case srv.MaxSessionsPerUser > 0 && srv.perUser[who] >= srv.MaxSessionsPerUser:
 		e := fatal(codeTooManyConnections, "pgproxy: too many sessions for "+who, reasonLimit).
-			withHint("The limit is " + count(int64(srv.MaxSessionsPerUser), "session") + " a user. " + srv.howToEnd())
+			withHint("The limit is " + policy.Count(int64(srv.MaxSessionsPerUser), "session") + " a user. " + srv.howToEnd())
 		e.detail = srv.sessionsOfLocked(who)
 		return e
 	}

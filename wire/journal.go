@@ -132,7 +132,7 @@ func (j *journal) answered(st *statement, o exchange.Outcome, txStatus byte) {
 func (j *journal) remember(st *statement, o exchange.Outcome, denied bool) {
 	j.srv.history.add(Past{
 		Time: st.began, Session: j.about.Session, User: j.about.User, Node: j.about.Node, Database: j.about.Database, Seq: st.seq,
-		SQL: cut(st.shown, shownSQL), Tag: o.Tag, SQLState: o.SQLState, Error: o.Failure, Denied: denied, Truncated: o.Truncated,
+		SQL: policy.Cut(st.shown, shownSQL), Tag: o.Tag, SQLState: o.SQLState, Error: o.Failure, Denied: denied, Truncated: o.Truncated,
 		Rows: o.Rows, Bytes: o.Bytes, Took: time.Since(st.began),
 	})
 }

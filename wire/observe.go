@@ -127,11 +127,3 @@ func (srv *Server) History() []Past {
 
 // shownSQL is how much of a statement is kept for looking at, in bytes.
 const shownSQL = 2 << 10
-
-// cut shortens a text to n bytes, without half of a character.
-func cut(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	return strings.ToValidUTF8(s[:n], "") + " …"
-}

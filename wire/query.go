@@ -75,7 +75,7 @@ func (s *session) read(st *statement, sql string) *policy.Refusal {
 	st.sql = sql
 	err := s.parse(st)
 	s.redactStatement(st)
-	s.life.read(cut(st.shown, shownSQL))
+	s.life.read(policy.Cut(st.shown, shownSQL))
 	if err == nil {
 		return nil
 	}

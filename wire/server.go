@@ -6,7 +6,6 @@ import (
 	"errors"
 	"log/slog"
 	"net"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -302,12 +301,4 @@ func (srv *Server) Close() error {
 	}
 	srv.running.Wait()
 	return nil
-}
-
-// count says a number of things in English.
-func count(n int64, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return strconv.FormatInt(n, 10) + " " + thing + "s"
 }

@@ -119,13 +119,7 @@ func TestStatusPageOnLoopback(t *testing.T) {
 	ln.Close()
 	p := startDev(t, postgres, "-debug-port", port)
 	s := p.connect(t, nil)
-	resp, err := http.Get("http://127.0.0.1:" + port + "/")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	page, err := io.ReadAll(resp.Body)
-	if err != nil || resp.StatusCode != http.StatusOK || !strings.Contains(string(page), "dev@localhost") || !strings.Contains(string(page), s.id) {
-		t.Errorf("%d, %v: %s", resp.StatusCode, err, page)
+	if code, page := probe(t, "127.0.0.1:"+port, "/"); code != http.StatusOK || !strings.Contains(page, "dev@localhost") || !strings.Contains(page, s.id) {
+		t.Errorf("%d: %s", code, page)
 	}
 }

@@ -3,6 +3,7 @@ package audit
 import (
 	"fmt"
 	"io"
+	"pgproxy/policy"
 	"slices"
 	"strings"
 	"time"
@@ -66,7 +67,7 @@ func (p *report) write(w io.Writer) {
 		until = last.Format("2006-01-02 15:04 UTC")
 	}
 	fmt.Fprintf(w, "# Statements, %s to %s\n\n", first.Format("2006-01-02 15:04"), until)
-	fmt.Fprintf(w, "%s by %s.", count(int64(len(p.rows)), "statement"), cell(strings.Join(p.persons, ", ")))
+	fmt.Fprintf(w, "%s by %s.", policy.Count(int64(len(p.rows)), "statement"), cell(strings.Join(p.persons, ", ")))
 	if len(p.reasons) > 0 {
 		fmt.Fprintf(w, " Reasons given: %s.", cell(strings.Join(p.reasons, ", ")))
 	}

@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"pgproxy/policy"
 	"regexp"
 	"strconv"
 	"strings"
@@ -109,7 +110,7 @@ func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) e
 		return err
 	}
 	if v.hidden > 0 {
-		fmt.Fprintf(stderr, "(%s of psql's own, for \\d or completion, not shown: -all shows them)\n", count(int64(v.hidden), "statement"))
+		fmt.Fprintf(stderr, "(%s of psql's own, for \\d or completion, not shown: -all shows them)\n", policy.Count(int64(v.hidden), "statement"))
 	}
 	return nil
 }
@@ -327,10 +328,10 @@ func tellOutcome(b *strings.Builder, r *Record) {
 	b.WriteString("→ ")
 	b.WriteString(r.Tag)
 	if r.Rows != nil && *r.Rows > 0 {
-		fmt.Fprintf(b, ", %s sent", count(*r.Rows, "row"))
+		fmt.Fprintf(b, ", %s sent", policy.Count(*r.Rows, "row"))
 	}
 	if r.Affected != nil {
-		fmt.Fprintf(b, ", %s changed", count(*r.Affected, "row"))
+		fmt.Fprintf(b, ", %s changed", policy.Count(*r.Affected, "row"))
 	}
 	if r.Truncated {
 		b.WriteString(", cut off by a cap")
@@ -390,14 +391,6 @@ func duration(ms float64) string {
 		return text
 	}
 	return "0 s"
-}
-
-// count is a number of things.
-func count(n int64, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return fmt.Sprintf("%d %ss", n, thing)
 }
 
 // sinceUnits are the units of a time ago.

@@ -451,7 +451,7 @@ func (a *Answer) replacement(f frame.ErrorFields, size int) *frame.Notice {
 		return timeoutError(a.rule)
 	}
 	if limit := a.rule.MaxBytes; limit > 0 && int64(size) > max(limit, openLimit) {
-		return &frame.Notice{Severity: "ERROR", Code: f.Code, Message: cut(f.Message, openLimit/2),
+		return &frame.Notice{Severity: "ERROR", Code: f.Code, Message: policy.Cut(f.Message, openLimit/2),
 			Detail: "The message was longer than max_bytes, and was cut by pgproxy."}
 	}
 	return nil

@@ -400,7 +400,7 @@ func (w *run) cursorsBack() error {
 		}
 		w.session.Send(r.async)
 		if r.failure != nil {
-			w.a.say(warning("pgproxy: cursor %s cannot go back, and has moved over %s that %s not sent", policy.QuoteIdentifier(back.cursor), count(back.rows, "row"), wasWere(back.rows)))
+			w.a.say(warning("pgproxy: cursor %s cannot go back, and has moved over %s that %s not sent", policy.QuoteIdentifier(back.cursor), policy.Count(back.rows, "row"), wasWere(back.rows)))
 		}
 	}
 	w.a.rewinds = nil

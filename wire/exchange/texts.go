@@ -2,8 +2,6 @@ package exchange
 
 import (
 	"fmt"
-	"strconv"
-	"strings"
 
 	"pgproxy/policy"
 	"pgproxy/wire/frame"
@@ -46,7 +44,7 @@ func truncationError(a *Answer) *frame.Notice {
 		return timeoutError(a.rule)
 	}
 	n := errorNotice(codeLimitExceeded, "pgproxy: result truncated: "+capWords(a))
-	n.Detail = fmt.Sprintf("Sent were %s and %s.", count(a.stmtRows, "row"), count(a.stmtBytes, "byte"))
+	n.Detail = fmt.Sprintf("Sent were %s and %s.", policy.Count(a.stmtRows, "row"), policy.Count(a.stmtBytes, "byte"))
 	if a.fetch() != nil {
 		n.Detail += " A cursor's rows count together, whatever the number of FETCHes."
 	}
@@ -71,7 +69,7 @@ func neededFor(a *Answer) int64 {
 func truncationWarning(a *Answer) *frame.Notice {
 	n := truncationError(a)
 	n.Severity, n.Code = "WARNING", codeWarning
-	n.Message = fmt.Sprintf("pgproxy: only the first %s of the result were sent: %s; the statement itself was completed", count(a.stmtRows, "row"), capWords(a))
+	n.Message = fmt.Sprintf("pgproxy: only the first %s of the result were sent: %s; the statement itself was completed", policy.Count(a.stmtRows, "row"), capWords(a))
 	switch a.stmtRows {
 	case 0:
 		n.Message = fmt.Sprintf("pgproxy: no row of the result was sent: %s; the statement itself was completed", capWords(a))
@@ -113,10 +111,10 @@ func cancelError(by string) *frame.Notice {
 
 // affectedError tells of a change that was over the cap and was taken back.
 func affectedError(rule *policy.Rule, changed, byItself int64) *frame.Notice {
-	n := errorNotice(codeLimitExceeded, fmt.Sprintf("pgproxy: the statement changed %s, max_affected_rows is %d; it was rolled back", count(changed, "row"), rule.MaxAffectedRows))
+	n := errorNotice(codeLimitExceeded, fmt.Sprintf("pgproxy: the statement changed %s, max_affected_rows is %d; it was rolled back", policy.Count(changed, "row"), rule.MaxAffectedRows))
 	n.Hint = "Narrow its WHERE. " + rule.LiftHint("max_affected_rows", changed)
 	if byItself < changed {
-		n.Detail = fmt.Sprintf("%s by itself; the others by foreign keys, triggers or WITH clauses.", count(byItself, "row"))
+		n.Detail = fmt.Sprintf("%s by itself; the others by foreign keys, triggers or WITH clauses.", policy.Count(byItself, "row"))
 	}
 	return n
 }
@@ -132,21 +130,5 @@ func uncountedError(rule *policy.Rule) *frame.Notice {
 // unguardedWarning tells of a change that was over the cap and could not be
 // taken back.
 func unguardedWarning(rule *policy.Rule, changed int64) *frame.Notice {
-	return warning("pgproxy: the statement changed %s, max_affected_rows is %d; it could not be rolled back", count(changed, "row"), rule.MaxAffectedRows)
-}
-
-// cut shortens a text to n bytes, without half of a character.
-func cut(s string, n int) string {
-	if len(s) <= n {
-		return s
-	}
-	return strings.ToValidUTF8(s[:n], "") + " …"
-}
-
-// count says a number of things in English.
-func count(n int64, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return strconv.FormatInt(n, 10) + " " + thing + "s"
+	return warning("pgproxy: the statement changed %s, max_affected_rows is %d; it could not be rolled back", policy.Count(changed, "row"), rule.MaxAffectedRows)
 }

@@ -20,7 +20,7 @@ import (
 var source string
 
 var pages = template.Must(template.New("").Funcs(template.FuncMap{
-	"age": age, "took": took, "size": size, "plural": plural, "utc": utc, "preview": preview,
+	"age": age, "took": took, "size": size, "plural": policy.Count, "utc": utc, "preview": preview,
 }).Parse(source))
 
 // shownStatements is how many statements the page lists; the JSON has all.
@@ -348,13 +348,6 @@ func size(n int64) string {
 		v, i = v/1024, i+1
 	}
 	return fmt.Sprintf("%.1f %ciB", v, units[i])
-}
-
-func plural(n int64, thing string) string {
-	if n == 1 {
-		return "1 " + thing
-	}
-	return strconv.FormatInt(n, 10) + " " + thing + "s"
 }
 
 // utc is the absolute form of a time.
