@@ -9,6 +9,11 @@ import (
 // say so, and masks the value that goes with the name; where it can't tell
 // which value that is, it masks every literal of the statement. It masks too much
 // rather than too little.
+//
+// It reads tokens and not the parse tree. The tree says where the values of
+// options and constants begin, but comments, the bodies of functions and
+// passwords in the wrong quotes are not in it as values. Texts that cannot be
+// parsed need the tokens anyway, and a second way beside them could disagree.
 
 // masker finds the secrets of one text.
 type masker struct {
