@@ -70,8 +70,9 @@ type Backend struct {
 	cursors  cursors
 	counted  changeCounter
 	// savepoint is the name of the guard's, which nobody can guess: a ROLLBACK
-	// TO of the client's must not find it.
+	// TO of the client's must not find it. It is set while saved.
 	savepoint string
+	saved     bool
 
 	// What of the message that passes is still to come.
 	left     int
@@ -110,16 +111,31 @@ func (b *Backend) Cancel(ctx context.Context, number uint64) (sent bool, err err
 }
 
 // send writes Query messages in one write.
-func (b *Backend) send(texts ...string) error {
+func (b *Backend) send(texts ...string) error { return b.sendBehind(nil, texts...) }
+
+// sendBehind writes Query messages, and ahead of them statements of pgproxy's
+// own, all in one write. When one of those fails the server skips what is behind
+// it, the Query messages too: they are sent by the extended protocol and without
+// a Sync, and after an error the server reads and discards messages until a
+// Sync (PostgreSQL's documentation, "Extended Query"). So what is behind never
+// runs without them. replyAhead takes in their answers.
+func (b *Backend) sendBehind(ahead []string, texts ...string) error {
 	b.query = b.query[:0]
+	for _, text := range ahead {
+		b.query = frame.AppendExecution(b.query, text)
+	}
 	for _, text := range texts {
 		b.query = frame.AppendQuery(b.query, text)
 	}
-	_, err := b.Up.Net.Write(b.query)
+	err := b.write(b.query)
 	if cap(b.query) > frame.MinBuffer {
 		b.query = nil
 	}
-	if err != nil {
+	return err
+}
+
+func (b *Backend) write(message []byte) error {
+	if _, err := b.Up.Net.Write(message); err != nil {
 		return &LostError{Cause: err}
 	}
 	return nil
@@ -282,10 +298,7 @@ func (b *Backend) act(a *Answer) error {
 	}
 	if a.failCopy {
 		a.failCopy = false
-		message := frame.Append(nil, 'f', []byte("COPY is not supported by pgproxy\x00")...)
-		if _, err := b.Up.Net.Write(message); err != nil {
-			return &LostError{Cause: err}
-		}
+		return b.write(frame.Append(nil, 'f', []byte("COPY is not supported by pgproxy\x00")...))
 	}
 	return nil
 }
@@ -338,7 +351,16 @@ func (b *Backend) roundTrip(sql string) (*reply, error) {
 }
 
 // reply takes in the answer to an internal query that was sent.
-func (b *Backend) reply() (*reply, error) {
+func (b *Backend) reply() (*reply, error) { return b.take(0) }
+
+// replyAhead takes in the answers to so many statements that were sent ahead of
+// Query messages. With a failure in it the server has skipped those, and has
+// reported its transaction status.
+func (b *Backend) replyAhead(statements int) (*reply, error) { return b.take(statements) }
+
+// take takes in answers up to ReadyForQuery, or to as many statements as were
+// sent ahead.
+func (b *Backend) take(ahead int) (*reply, error) {
 	r := &reply{}
 	for size := 0; size < maxReply; {
 		typ, body, err := b.message()
@@ -351,6 +373,9 @@ func (b *Backend) reply() (*reply, error) {
 			r.rows = append(r.rows, frame.Columns(body))
 		case 'C':
 			r.tag, _, _ = frame.CString(body)
+			if ahead--; ahead == 0 {
+				return r, nil
+			}
 		case 'E':
 			f := frame.ParseErrorFields(body)
 			whole := frame.Append(nil, typ, body...)
@@ -362,6 +387,12 @@ func (b *Backend) reply() (*reply, error) {
 				return nil, fatal
 			}
 			r.failure, r.frame = &f, whole
+			if ahead > 0 {
+				if err := b.write(frame.Append(nil, 'S')); err != nil {
+					return nil, err
+				}
+				ahead = 0
+			}
 		case 'N':
 			r.notices = frame.Append(r.notices, typ, body...)
 		case 'A':

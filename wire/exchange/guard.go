@@ -12,8 +12,8 @@ import (
 // allows. How many it changes is known only when it has done so, and by then it
 // must not be committed. So outside of a transaction pgproxy wraps it in one of
 // its own, and the client hears of its completion only when COMMIT has
-// succeeded; inside of one it sets a savepoint. What does not write pays
-// nothing.
+// succeeded; inside of one it sets a savepoint, and releases it with the next
+// message. What does not write pays nothing.
 //
 // The command tag tells of the rows that the statement names, and not of those
 // that a foreign key's cascade, a trigger or a WITH clause changes. Those are
@@ -24,20 +24,25 @@ import (
 // has to be left unwrapped. What was not seen to change rows and did so all the
 // same is told of afterwards, with a WARNING.
 
-// sendGuarded sends a part that changes rows so that it can be taken back.
-func (w *run) sendGuarded(i int, begin string) error {
+// sendGuarded sends a part that changes rows so that it can be taken back. What
+// opens the guard, the part, the count and the check of the settings go out in
+// one write; keeping or taking back is a second one.
+func (w *run) sendGuarded(i int, begin bool) error {
 	seg := w.list[i]
-	if ok, err := w.openGuard(begin); !ok || err != nil {
+	o := w.opening(begin, true, w.before == nil)
+	texts := []string{w.text(seg), w.counted.after(w.closes(i))}
+	check := !w.implicit && (w.verifies(i) || i == len(w.list)-1 && w.wantsCheck())
+	if check {
+		texts = append(texts, w.settings.question(true))
+	}
+	if err := w.sendBehind(o.texts, texts...); err != nil {
 		return err
 	}
-	if ok, err := w.proceed(); !ok || err != nil {
+	if ok, err := w.opened(o); !ok || err != nil {
 		return err
 	}
 	hold := w.a.hold
 	w.a.guarded, w.a.hold = true, seg.last
-	if err := w.send(w.text(seg), w.counted.after(w.closes(i))); err != nil {
-		return err
-	}
 	if err := w.relay(w.a); err != nil {
 		return err
 	}
@@ -45,17 +50,18 @@ func (w *run) sendGuarded(i int, begin string) error {
 	if err := w.takeCount(hold < 0); err != nil {
 		return err
 	}
+	if check {
+		if err := w.takeCheck(); err != nil {
+			return err
+		}
+	}
 	if w.a.over > 0 {
 		return w.takeBack()
 	}
 	if w.a.failed() {
 		return nil
 	}
-	if w.saved && !w.whole {
-		if err := w.release(w.verifies(i) || i == len(w.list)-1 && w.wantsCheck()); err != nil || w.a.failed() {
-			return err
-		}
-	}
+	w.stale = w.saved && !w.whole
 	if hold < 0 {
 		w.tellHeld()
 	}
@@ -63,33 +69,52 @@ func (w *run) sendGuarded(i int, begin string) error {
 	return nil
 }
 
-// openGuard begins what the guard can roll back, unless it has, and counts the
-// changes so far. It is false when one of that has failed, of which the client
-// was told.
-func (w *run) openGuard(begin string) (bool, error) {
-	first := begin
-	if w.status == 'T' && !w.implicit && !w.saved {
-		first = "SAVEPOINT " + w.savepoint
+// opening is what pgproxy sends ahead of a part, which does not run without it.
+type opening struct {
+	texts         []string
+	saved, counts bool
+}
+
+// opening begins what the guard can roll back, a transaction or, with save, a
+// savepoint, unless there is one, and counts the changes so far. A savepoint that
+// an earlier part or message has left is released first: the client's savepoints
+// must not be inside of it.
+func (w *run) opening(begin, save, count bool) opening {
+	o := opening{saved: w.saved, counts: count}
+	if w.stale && w.status == 'T' {
+		o.texts = append(o.texts, "RELEASE SAVEPOINT "+w.savepoint)
+		o.saved = false
 	}
-	var texts []string
-	if first != "" {
-		texts = append(texts, first)
+	switch {
+	case begin:
+		o.texts = append(o.texts, "BEGIN")
+		w.implicit = true
+	case save && w.status == 'T' && !w.implicit && !o.saved:
+		o.texts = append(o.texts, "SAVEPOINT "+w.savepoint)
+		o.saved = true
 	}
-	if w.before == nil {
-		texts = append(texts, w.counted.question(begin != ""))
+	if count {
+		o.texts = append(o.texts, w.counted.question(begin))
 	}
-	if len(texts) == 0 {
+	return o
+}
+
+// opened takes in the answers to what was sent ahead of a part. It is false when
+// one has failed, of which the client was told.
+func (w *run) opened(o opening) (bool, error) {
+	if len(o.texts) == 0 {
 		return true, nil
 	}
-	r, ok, err := w.step(strings.Join(texts, ";"))
-	if begin != "" && w.status != 'I' {
-		w.implicit = true
-	}
-	if !ok || err != nil {
+	r, err := w.replyAhead(len(o.texts))
+	if err != nil {
 		return false, err
 	}
-	w.saved = w.saved || begin == "" && first != ""
-	if w.before == nil {
+	if !w.tookStep(r) {
+		w.implicit = w.implicit && w.status != 'I'
+		return false, nil
+	}
+	w.saved, w.stale = o.saved, false
+	if o.counts {
 		before, err := w.counted.take(r.rows)
 		if err != nil {
 			return false, err
@@ -97,27 +122,6 @@ func (w *run) openGuard(begin string) (bool, error) {
 		w.before = &before
 	}
 	return true, nil
-}
-
-// release gives the savepoint up. The check of the settings may go along.
-func (w *run) release(check bool) error {
-	texts := []string{"RELEASE SAVEPOINT " + w.savepoint}
-	if check {
-		texts = append(texts, w.settings.question(true))
-	}
-	if err := w.send(texts...); err != nil {
-		return err
-	}
-	r, err := w.reply()
-	if err != nil {
-		return err
-	}
-	w.saved = false
-	w.tookStep(r)
-	if check {
-		return w.takeCheck()
-	}
-	return nil
 }
 
 // closes reports whether the transaction of pgproxy's is committed right behind
@@ -217,7 +221,7 @@ func (w *run) takeBack() error {
 		if err := w.backToSavepoint(); err != nil {
 			return err
 		}
-		w.saved = false
+		w.saved, w.checked = false, false // what was checked is undone
 		a.settled = true
 	}
 	a.fail(n)

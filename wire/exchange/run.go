@@ -46,7 +46,7 @@ type run struct {
 	wrap     bool // what is outside of a transaction gets one of pgproxy's
 	implicit bool // such a transaction is open
 	whole    bool // the message is kept or taken back as a whole
-	saved    bool // the guard's savepoint is open
+	stale    bool // the guard's savepoint is open, and not for the next part
 	checked  bool // the settings were checked after the last part
 	touched  bool // something may have changed them since they were checked
 	// before is the count of changes, where nothing has been sent since.
@@ -64,7 +64,8 @@ func (b *Backend) Run(r *Request) (*Answer, error) {
 	}
 	b.session.Begin(false)
 	defer b.session.End()
-	w := &run{Backend: b, r: r, a: a}
+	b.saved = b.saved && b.status == 'T'
+	w := &run{Backend: b, r: r, a: a, stale: b.saved}
 	w.plan()
 	err := w.learn()
 	if err == nil {
@@ -149,11 +150,6 @@ func (w *run) segments() error {
 		if ok, err := w.proceed(); !ok || err != nil {
 			return err
 		}
-		if i == 0 && w.guard && w.whole && len(w.list) > 1 && w.status == 'T' {
-			if ok, err := w.openGuard(""); !ok || err != nil {
-				return err
-			}
-		}
 		w.a.shift += utf8.RuneCountInString(w.r.SQL[counted:seg.start])
 		counted = seg.start
 		if err := w.segment(i); err != nil {
@@ -169,8 +165,7 @@ func (w *run) segments() error {
 	return nil
 }
 
-// closed ends what pgproxy has opened around the message: its transaction, or
-// its savepoint.
+// closed ends the transaction that pgproxy has opened around the message.
 func (w *run) closed() error {
 	switch {
 	case w.implicit && (w.a.failed() || w.status == 'E'):
@@ -179,8 +174,6 @@ func (w *run) closed() error {
 	case w.implicit:
 		w.a.settled = true
 		return w.endImplicit("COMMIT")
-	case w.saved && !w.a.failed():
-		return w.release(w.wantsCheck())
 	}
 	return nil
 }
@@ -219,11 +212,8 @@ func (w *run) segment(i int) error {
 			return err
 		}
 	}
-	begin := ""
-	if w.wrap && w.status == 'I' && stmt.Tx == policy.TxNone {
-		begin = "BEGIN"
-	}
-	if begin != "" || w.implicit {
+	begin := w.wrap && w.status == 'I' && stmt.Tx == policy.TxNone
+	if begin || w.implicit {
 		w.a.guarded = true
 		if i == len(w.list)-1 {
 			w.a.hold = seg.last
@@ -262,27 +252,22 @@ func (w *run) segment(i int) error {
 }
 
 // sendSegment sends the part's text, with what belongs before and behind it.
-func (w *run) sendSegment(i int, begin string) error {
+func (w *run) sendSegment(i int, begin bool) error {
 	seg := w.list[i]
 	if w.guard && w.changes(seg) && w.status != 'E' {
 		return w.sendGuarded(i, begin)
 	}
-	if begin != "" {
-		if _, ok, err := w.step(begin); !ok || err != nil {
-			return err
-		}
-		w.implicit = true
-		if ok, err := w.proceed(); !ok || err != nil {
-			return err
-		}
-	}
+	o := w.opening(begin, i == 0 && w.guard && w.whole && len(w.list) > 1, false)
 	w.before = nil
 	texts := []string{w.text(seg)}
 	check := i == len(w.list)-1 && !w.implicit && w.status != 'E' && w.wantsCheck()
 	if check {
 		texts = append(texts, w.settings.question(w.status == 'T' || seg.first <= seg.last && w.r.Message.Statements[seg.first].Tx != policy.TxNone))
 	}
-	if err := w.send(texts...); err != nil {
+	if err := w.sendBehind(o.texts, texts...); err != nil {
+		return err
+	}
+	if ok, err := w.opened(o); !ok || err != nil {
 		return err
 	}
 	if err := w.relay(w.a); err != nil {
@@ -421,15 +406,8 @@ func wasWere(n int64) string {
 	return "were"
 }
 
-// step runs a statement of pgproxy's own. ok is false when it has failed, of
-// which the client was told.
-func (w *run) step(sql string) (r *reply, ok bool, err error) {
-	if r, err = w.roundTrip(sql); err != nil {
-		return nil, false, err
-	}
-	return r, w.tookStep(r), nil
-}
-
+// tookStep takes the answer to statements of pgproxy's own. It is false when one
+// has failed, of which the client was told.
 func (w *run) tookStep(r *reply) bool {
 	w.session.Send(r.async)
 	if r.failure != nil {

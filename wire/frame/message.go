@@ -52,6 +52,24 @@ func AppendQuery(dst []byte, sql string) []byte {
 	return append(dst, 0)
 }
 
+// AppendExecution appends what runs a statement without parameters by the
+// extended protocol: Parse, Bind and Execute, and no Sync.
+func AppendExecution(dst []byte, sql string) []byte {
+	for _, message := range []pgproto3.FrontendMessage{&pgproto3.Parse{Query: sql}, &pgproto3.Bind{}, &pgproto3.Execute{}} {
+		dst = mustEncode(message.Encode(dst))
+	}
+	return dst
+}
+
+// mustEncode is for messages that pgproxy makes itself. They are shorter than
+// 1 GiB, which is all that can be wrong with one.
+func mustEncode(b []byte, err error) []byte {
+	if err != nil {
+		panic("frame: " + err.Error())
+	}
+	return b
+}
+
 // CString splits a zero-terminated string off b. ok is false without a zero;
 // rest is then b.
 func CString(b []byte) (s string, rest []byte, ok bool) {
@@ -141,16 +159,9 @@ func (n *Notice) Append(dst []byte) []byte {
 		Severity: n.Severity, SeverityUnlocalized: n.Severity, Code: n.Code,
 		Message: n.Message, Detail: n.Detail, Hint: n.Hint, Position: int32(n.Position),
 	}
-	var out []byte
-	var err error
 	if n.Severity == "WARNING" || n.Severity == "NOTICE" {
 		notice := pgproto3.NoticeResponse(fields)
-		out, err = notice.Encode(dst)
-	} else {
-		out, err = fields.Encode(dst)
+		return mustEncode(notice.Encode(dst))
 	}
-	if err != nil { // a message of more than 1 GiB, which pgproxy does not say
-		panic("frame: " + err.Error())
-	}
-	return out
+	return mustEncode(fields.Encode(dst))
 }
