@@ -121,7 +121,7 @@ func TestManyParts(t *testing.T) {
 	if sent4 > 5*sent1 {
 		t.Errorf("100 parts sent %d bytes, 400 sent %d", sent1, sent4)
 	}
-	if allocated4 > 6*allocated1 {
+	if allocated4 > 8*allocated1 { // 16 times, if each part cost what those before it do
 		t.Errorf("100 parts allocated %d bytes, 400 allocated %d", allocated1, allocated4)
 	}
 }

@@ -2,6 +2,8 @@ package exchange
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -94,7 +96,7 @@ func (w *run) opening(begin, save, count bool) opening {
 		o.saved = true
 	}
 	if count {
-		o.texts = append(o.texts, w.counted.question(begin))
+		o.texts = append(o.texts, w.counted.before(begin)...)
 	}
 	return o
 }
@@ -115,13 +117,9 @@ func (w *run) opened(o opening) (bool, error) {
 	}
 	w.saved, w.stale = o.saved, false
 	if o.counts {
-		before, err := w.counted.take(r.rows)
-		if err != nil {
-			return false, err
-		}
-		w.before = &before
+		w.before, err = w.counted.take(r.rows, nil)
 	}
-	return true, nil
+	return err == nil, err
 }
 
 // closes reports whether the transaction of pgproxy's is committed right behind
@@ -163,12 +161,12 @@ func (w *run) takeCount(more bool) error {
 		w.tell(r)
 		return nil
 	}
-	after, err := w.counted.take(r.rows)
+	before := w.before
+	after, err := w.counted.take(r.rows, before)
 	if err != nil {
 		return err
 	}
-	before := w.before
-	w.before = &after
+	w.before = after
 	limit := w.r.Rule.MaxAffectedRows
 	if !after.on {
 		if a.over == 0 && w.hides() {
@@ -178,7 +176,7 @@ func (w *run) takeCount(more bool) error {
 		}
 		return nil
 	}
-	changed := after.since(*before)
+	changed := after.since(before)
 	if changed > limit {
 		a.over, a.ended = max(a.over, changed), true
 	}
@@ -325,7 +323,7 @@ func (w *run) endImplicit(end string) error {
 // those that were. unsure says that others may have been, by statements whose
 // changes nobody counted; the next count then looks at all tables.
 type changeCounter struct {
-	oids   map[string]bool
+	oids   map[string]int64
 	unsure bool
 }
 
@@ -339,7 +337,7 @@ type changeCount struct {
 }
 
 // since is how many rows were changed after another count.
-func (c changeCount) since(before changeCount) int64 {
+func (c *changeCount) since(before *changeCount) int64 {
 	var n int64
 	for oid, rows := range c.tables {
 		n += rows - before.tables[oid]
@@ -347,67 +345,73 @@ func (c changeCount) since(before changeCount) int64 {
 	return n
 }
 
-const (
-	changedRowsOf = `pg_catalog.pg_stat_get_xact_tuples_inserted(c.oid) OPERATOR(pg_catalog.+) pg_catalog.pg_stat_get_xact_tuples_updated(c.oid) OPERATOR(pg_catalog.+) pg_catalog.pg_stat_get_xact_tuples_deleted(c.oid)`
-
-	countLocked = `SELECT c.oid, ` + changedRowsOf + `, pg_catalog.current_setting('track_counts') FROM ONLY pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND c.oid OPERATOR(pg_catalog.=) ANY (ARRAY(SELECT l.relation FROM pg_catalog.pg_lock_status() l WHERE l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND l.locktype OPERATOR(pg_catalog.=) 'relation' AND l.mode OPERATOR(pg_catalog.=) 'RowExclusiveLock') OPERATOR(pg_catalog.||) '{%s}'::pg_catalog.oid[]) UNION ALL SELECT 0, 0, pg_catalog.current_setting('track_counts')`
-
-	countKnown = `SELECT c.oid, ` + changedRowsOf + `, pg_catalog.current_setting('track_counts') FROM ONLY pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND c.oid OPERATOR(pg_catalog.=) ANY ('{%s}'::pg_catalog.oid[]) UNION ALL SELECT 0, 0, pg_catalog.current_setting('track_counts')`
-
-	countAll = `SELECT c.oid, ` + changedRowsOf + `, pg_catalog.current_setting('track_counts') FROM ONLY pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND ` + changedRowsOf + ` OPERATOR(pg_catalog.>) 0 UNION ALL SELECT 0, 0, pg_catalog.current_setting('track_counts')`
+// Queries for the counts: a row has the table's number, its count, whether the
+// server counts at all (track_counts), and its relkind where that is not known to
+// be 'r'. Joins and functions that are not needed are left out, since planning
+// takes most of the time.
+var (
+	countKnown  = "SELECT c, " + changedRowsOf("c") + ", " + trackCounts + " FROM pg_catalog.unnest('{%s}'::pg_catalog.oid[]) c"
+	countLocked = "SELECT l.relation, " + changedRowsOf("l.relation") + ", " + trackCounts +
+		", (SELECT c.relkind FROM ONLY pg_catalog.pg_class c WHERE c.oid OPERATOR(pg_catalog.=) l.relation) FROM pg_catalog.pg_lock_status() l" +
+		" WHERE l.pid OPERATOR(pg_catalog.=) pg_catalog.pg_backend_pid() AND l.locktype OPERATOR(pg_catalog.=) 'relation'" +
+		" AND l.mode OPERATOR(pg_catalog.=) 'RowExclusiveLock' AND l.relation OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid"
+	countAll = "SELECT c.oid, " + changedRowsOf("c.oid") + ", " + trackCounts +
+		" FROM ONLY pg_catalog.pg_class c WHERE c.relkind OPERATOR(pg_catalog.=) 'r' AND c.oid OPERATOR(pg_catalog.>=) 16384::pg_catalog.oid AND " +
+		changedRowsOf("c.oid") + " OPERATOR(pg_catalog.>) 0 UNION ALL SELECT 0, 0, " + trackCounts
 )
 
-// question is the query before a statement. begins says that a transaction has
-// just begun, which has no locks yet: looking for them takes time where other
-// sessions hold many.
-func (c *changeCounter) question(begins bool) string {
-	switch {
-	case c.unsure || len(c.oids) > maxCounted:
-		return countAll
-	case begins:
-		return fmt.Sprintf(countKnown, c.known())
-	}
-	return c.locked()
+const trackCounts = "pg_catalog.current_setting('track_counts')"
+
+func changedRowsOf(oid string) string {
+	return "pg_catalog.pg_stat_get_xact_tuples_inserted(" + oid + ") OPERATOR(pg_catalog.+) " +
+		"pg_catalog.pg_stat_get_xact_tuples_updated(" + oid + ") OPERATOR(pg_catalog.+) pg_catalog.pg_stat_get_xact_tuples_deleted(" + oid + ")"
 }
 
-func (c *changeCounter) locked() string { return fmt.Sprintf(countLocked, c.known()) }
-
-// known are the tables that have a count, as the elements of an array.
-func (c *changeCounter) known() string {
-	oids := make([]string, 0, len(c.oids))
-	for oid := range c.oids {
-		oids = append(oids, oid)
+// before are the queries before a statement. begins says that a transaction has
+// just begun, which has no locks yet: looking for them takes time where other
+// sessions hold many.
+func (c *changeCounter) before(begins bool) []string {
+	oids := append(slices.Sorted(maps.Keys(c.oids)), "0") // at least one row tells track_counts
+	known := fmt.Sprintf(countKnown, strings.Join(oids, ","))
+	switch {
+	case c.unsure || len(c.oids) > maxCounted:
+		return []string{countAll}
+	case begins:
+		return []string{known}
 	}
-	return strings.Join(oids, ",")
+	return []string{known, countLocked}
 }
 
 // after is the query behind a statement. closes says that the transaction ends
 // right behind it.
 func (c *changeCounter) after(closes bool) string {
 	if closes {
-		return "SET CONSTRAINTS ALL IMMEDIATE;" + c.locked()
+		return "SET CONSTRAINTS ALL IMMEDIATE;" + countLocked
 	}
-	return c.locked()
+	return countLocked
 }
 
-// take reads the rows of one of the queries.
-func (c *changeCounter) take(rows [][]string) (changeCount, error) {
-	count := changeCount{tables: make(map[string]int64)}
-	known := make(map[string]bool)
+// take reads the rows of the queries. The count behind a statement goes on from
+// the one before it; that one goes on from nil.
+func (c *changeCounter) take(rows [][]string, before *changeCount) (*changeCount, error) {
+	count := &changeCount{tables: make(map[string]int64)}
+	if before != nil {
+		count.on = before.on
+		maps.Copy(count.tables, before.tables)
+	}
 	for _, row := range rows {
-		if len(row) != 3 {
-			return count, garbled('D')
+		if len(row) < 3 {
+			return nil, garbled('D')
 		}
 		n, err := strconv.ParseInt(row[1], 10, 64)
 		if err != nil {
-			return count, garbled('D')
+			return nil, garbled('D')
 		}
 		count.on = row[2] == "on"
-		if row[0] != "0" && n > 0 {
+		if n > 0 && (len(row) == 3 || row[3] == "r") {
 			count.tables[row[0]] = n
-			known[row[0]] = true
 		}
 	}
-	c.oids, c.unsure = known, false
+	c.oids, c.unsure = count.tables, false
 	return count, nil
 }
