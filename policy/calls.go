@@ -41,7 +41,7 @@ func (c *classifier) function(name string, builtin bool, pos int, at nodeContext
 		return // planning runs no volatile function
 	}
 	c.st.Opaque = c.st.Opaque || f.needs > Write
-	c.add(effect{Class: f.class, Kind: name, Needs: f.needs, Name: name, Pos: pos})
+	c.add(effect{Class: f.class, Kind: name, Needs: f.needs, Name: name, Pos: pos, Lasts: f.lasts})
 }
 
 // stableChanges are the functions of PostgreSQL's own that are marked stable

@@ -101,7 +101,7 @@ func (c *classifier) judge(n any, at nodeContext) {
 	switch n := n.(type) {
 	case *pg.SelectStmt:
 		if at.top || at.wrapped {
-			c.statement(kind.tag, kind.access, at)
+			c.statement(kind, kind.access, at)
 		}
 	case *pg.LockingClause:
 		if !at.planned {
@@ -120,7 +120,7 @@ func (c *classifier) judge(n any, at nodeContext) {
 	case *pg.MergeStmt:
 		c.change(kind, n.Relation, mergeChange(n), at)
 	case *pg.VariableSetStmt:
-		c.set(n, kind.tag, at)
+		c.set(n, kind, at)
 	default:
 		c.utility(n, kind, at)
 	}
@@ -131,16 +131,16 @@ func (c *classifier) utility(n any, kind *statementKind, at nodeContext) {
 	if copies, ok := n.(*pg.CopyStmt); ok && copies.Filename == "" { // before COPY itself, which the policy may allow
 		c.add(effect{Class: effectCopyStdio, Needs: neverAllowed, Name: copyName(copies), Pos: -1})
 	}
-	c.statement(kind.tag, needs(n, kind), at)
+	c.statement(kind, needs(n, kind), at)
 	c.session(n, at)
 }
 
 // statement adds the effect that a statement of a kind is.
-func (c *classifier) statement(kind string, needs Access, at nodeContext) {
+func (c *classifier) statement(kind *statementKind, needs Access, at nodeContext) {
 	if at.planned && !at.top {
 		return
 	}
-	c.add(effect{Kind: kind, Needs: needs, Pos: -1})
+	c.add(effect{Kind: kind.tag, Needs: needs, Pos: -1, Lasts: kind.lasts})
 }
 
 func (c *classifier) unknown(n any) {

@@ -153,6 +153,9 @@ func (ev *evaluation) effect(i int, a *effect, pos int) *Refusal {
 		}
 		ev.allowed = a.Kind
 	}
+	if a.Lasts && ev.rule.DryRun {
+		return refuseDryRun(a, pos)
+	}
 	if a.Change != nil && a.Change.Bare && ev.rule.Where != WhereFree {
 		return refuseBare(a, pos)
 	}

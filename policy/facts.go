@@ -38,6 +38,8 @@ type effect struct {
 	Kind string
 	// Needs is the least access that permits the effect. neverAllowed is beyond Admin.
 	Needs Access
+	// Lasts says that a rollback does not undo it.
+	Lasts bool
 	// Name is the function, setting, table or node in question.
 	Name string
 	// Pos is where the offending word stands: first in bytes from 0, -1 for

@@ -20,6 +20,7 @@ type function struct {
 	class   effectClass
 	needs   Access
 	builtin bool // found in pg_catalog only
+	lasts   bool // a rollback does not undo it
 }
 
 // functions are the functions with an effect, by name; effectViews are the
@@ -31,9 +32,10 @@ var functionClasses = map[string]function{
 	"no-effect": {},
 	"setting":   {}, // set_config, judged by its arguments
 	"changes":   {class: effectSequence, needs: Write},
-	"server":    {class: effectServer, needs: Admin},
-	"files":     {class: effectFiles, needs: Admin},
-	"sql":       {class: effectSQL, needs: Admin},
+	"lasting":   {class: effectSequence, needs: Write, lasts: true},
+	"server":    {class: effectServer, needs: Admin, lasts: true},
+	"files":     {class: effectFiles, needs: Admin, lasts: true},
+	"sql":       {class: effectSQL, needs: Admin, lasts: true},
 }
 
 // readFunctions reads the table. It panics on a mistake in it, since the table is

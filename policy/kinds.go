@@ -24,6 +24,7 @@ type statementKind struct {
 	answers []string // nil for any
 	rows    bool     // returns rows, and may do nothing else
 	quiet   bool     // runs no code but what it names
+	lasts   bool     // a rollback does not undo it
 }
 
 // nodeCase is a line of the table: what the nodes of a type are that have a
@@ -182,6 +183,8 @@ func (r *kindIndex) kind(tag string, fields []string) (*statementKind, error) {
 			k.rows, r.rows[tag] = true, true
 		case "quiet":
 			k.quiet = true
+		case "lasts":
+			k.lasts = true
 		default:
 			return nil, fmt.Errorf("unknown mark")
 		}

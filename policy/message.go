@@ -90,6 +90,13 @@ type Statement struct {
 	facts facts
 }
 
+// MayChange reports whether something may be changed by running the statement,
+// as far as the text tells: by what it does, or by code that the verdict has not
+// seen.
+func (st *Statement) MayChange() bool {
+	return st.Kind != "PREPARE" && (st.Changes || st.Opaque || st.facts.beyondRead())
+}
+
 // AnySetting stands for settings that a text changes without naming them.
 const AnySetting = "*"
 

@@ -63,6 +63,27 @@ var limits = []limit{
 	},
 	timeoutLimit("statement_timeout", func(r *Rule) *time.Duration { return &r.StatementTimeout }),
 	timeoutLimit("idle_in_transaction_session_timeout", func(r *Rule) *time.Duration { return &r.IdleInTransactionTimeout }),
+	{ // off is 0 and on is 1, so that everybody may set both
+		name:   "dry_run",
+		get:    func(r *Rule) int64 { return switchValues[r.DryRun] },
+		set:    func(r *Rule, v int64) { r.DryRun = v != 0 },
+		parse:  parseSwitch,
+		format: func(v int64) string { return [...]string{"off", "on"}[v] },
+		hint:   "on or off.",
+	},
+}
+
+var switchValues = map[bool]int64{true: 1}
+
+// parseSwitch reads a boolean in the words of PostgreSQL's manual.
+func parseSwitch(s string) (int64, bool) {
+	switch strings.ToLower(s) {
+	case "on", "true", "yes", "1":
+		return 1, true
+	case "off", "false", "no", "0":
+		return 0, true
+	}
+	return 0, false
 }
 
 func timeoutLimit(name string, field func(*Rule) *time.Duration) limit {

@@ -112,7 +112,7 @@ func TestLimits(t *testing.T) {
 	for _, s := range rule.Limits() {
 		got = append(got, s.Name+"="+s.Value)
 	}
-	if want := "max_rows=none max_bytes=16 MiB max_affected_rows=1000 statement_timeout=30s idle_in_transaction_session_timeout=30s"; strings.Join(got, " ") != want {
+	if want := "max_rows=none max_bytes=16 MiB max_affected_rows=1000 statement_timeout=30s idle_in_transaction_session_timeout=30s dry_run=off"; strings.Join(got, " ") != want {
 		t.Errorf("got %v", got)
 	}
 }

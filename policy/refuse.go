@@ -106,6 +106,26 @@ func (r *Rule) source() string {
 	return " (" + r.Source + ")"
 }
 
+// refuseDryRun refuses what a dry run could not take back.
+func refuseDryRun(a *effect, pos int) *Refusal {
+	return &Refusal{
+		Code: "25001", Rule: "dry_run", Position: pos,
+		Message: fmt.Sprintf("pgproxy: %s cannot be taken back, and so not be tried in a dry run", a.Kind),
+		Detail:  "pgproxy.dry_run is on.",
+		Hint:    "SET pgproxy.dry_run = off, and send it again.",
+	}
+}
+
+// RefuseDryRunInTransaction refuses to begin or end a dry run inside of a
+// transaction, which is kept or taken back as a whole.
+func RefuseDryRunInTransaction() *Refusal {
+	return &Refusal{
+		Code: "25001", Rule: "dry_run",
+		Message: "pgproxy: pgproxy.dry_run cannot be changed inside of a transaction",
+		Hint:    "COMMIT or ROLLBACK first.",
+	}
+}
+
 func refuseBare(a *effect, pos int) *Refusal {
 	r := &Refusal{
 		Code: "42501", Rule: "require_where", Position: pos,

@@ -78,6 +78,9 @@ type Rule struct {
 	MayLift bool
 	// MayObserve and MayKill show and end other people's sessions.
 	MayObserve, MayKill bool
+	// DryRun takes back what is changed. No policy gives it: a session sets it
+	// for itself.
+	DryRun bool
 	// RequireReason wants pgproxy.reason set before a statement that writes.
 	RequireReason bool
 	// Contact is whom to ask for what this rule does not give: "#dba", a URL;

@@ -104,7 +104,7 @@ func isOn(value string) bool {
 }
 
 // set judges SET and RESET, and those that stand inside a definition.
-func (c *classifier) set(n *pg.VariableSetStmt, kind string, at nodeContext) {
+func (c *classifier) set(n *pg.VariableSetStmt, kind *statementKind, at nodeContext) {
 	name := strings.ToLower(n.Name)
 	if at.top {
 		if c.st.Proxy = proxySetting(n, name); c.st.Proxy != nil {

@@ -19,6 +19,9 @@ func (s *session) tryOwn(st *statement) *policy.Refusal {
 	}
 	own := st.msg.Statements[:st.own]
 	rule, reason, bad, refusal := s.ruling.try(own)
+	if refusal == nil && rule.DryRun != st.rule.DryRun && s.backend.Status() != 'I' {
+		bad, refusal = 0, policy.RefuseDryRunInTransaction()
+	}
 	if refusal != nil {
 		refusal.Position = 0
 		cmd := own[bad].Proxy

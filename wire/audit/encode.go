@@ -37,6 +37,7 @@ func appendRecord(b []byte, r *Record, maxSQL int) []byte {
 	b = appendText(b, "reason", r.Reason)
 	b = appendText(b, "end_reason", r.EndReason)
 
+	b = appendTrue(b, "dry_run", r.DryRun)
 	b = appendSQL(b, r, maxSQL)
 	b = appendTrue(b, "sql_redacted", r.SQLRedacted)
 	b = appendText(b, "fingerprint", r.Fingerprint)

@@ -50,6 +50,7 @@ type Record struct {
 	EndReason       string `json:"end_reason,omitempty"` // why a session or statement was ended, or who wanted it
 
 	// What was asked, and the verdict on it.
+	DryRun      bool   `json:"dry_run,omitempty"` // what it changes is taken back
 	SQL         string `json:"sql,omitempty"`
 	SQLRedacted bool   `json:"sql_redacted,omitempty"` // literals in sql were masked
 	// SQLCut says that sql is only the beginning of the statement, of which

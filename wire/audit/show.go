@@ -333,6 +333,9 @@ func tellOutcome(b *strings.Builder, r *Record) {
 	if r.Affected != nil {
 		fmt.Fprintf(b, ", %s changed", policy.Count(*r.Affected, "row"))
 	}
+	if r.DryRun {
+		b.WriteString(", dry run: nothing kept")
+	}
 	if r.Truncated {
 		b.WriteString(", cut off by a cap")
 	}

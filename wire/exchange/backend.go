@@ -73,6 +73,7 @@ type Backend struct {
 	// TO of the client's must not find it. It is set while saved.
 	savepoint string
 	saved     bool
+	dryTold   bool // the client knows what a dry run does not take back
 
 	// What of the message that passes is still to come.
 	left     int

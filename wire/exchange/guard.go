@@ -262,7 +262,8 @@ func endOfImplicit(stmt *policy.Statement) string {
 	return ""
 }
 
-// endImplicit ends the transaction of pgproxy's by COMMIT or ROLLBACK.
+// endImplicit ends the transaction of pgproxy's by COMMIT or ROLLBACK. What a dry
+// run would commit is taken back.
 func (w *run) endImplicit(end string) error {
 	a := w.a
 	if end == "COMMIT" {
@@ -272,7 +273,11 @@ func (w *run) endImplicit(end string) error {
 			end, a.settled = "ROLLBACK", true
 		}
 	}
+	dry := end == "COMMIT" && w.dry
 	texts := []string{end}
+	if dry {
+		texts = takeBackDry("ROLLBACK")
+	}
 	check := w.wantsCheck()
 	if check {
 		texts = append(texts, w.settings.question(false))
@@ -281,6 +286,9 @@ func (w *run) endImplicit(end string) error {
 		return err
 	}
 	r, err := w.reply()
+	if err == nil && dry {
+		err = w.takenBack()
+	}
 	if err != nil {
 		return err
 	}
@@ -289,6 +297,9 @@ func (w *run) endImplicit(end string) error {
 	switch {
 	case r.failure != nil:
 		w.tell(r)
+	case dry:
+		w.tellDry()
+		w.tellHeld()
 	case end == "COMMIT" && r.tag != "COMMIT":
 		a.affected = 0
 		a.fail(errorNotice(codeInternal, "pgproxy: the statement was rolled back by the server"))

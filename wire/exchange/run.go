@@ -41,12 +41,14 @@ type run struct {
 	list []segment
 
 	guard    bool // a change over the cap is taken back
+	dry      bool // what is changed is taken back: see dryrun.go
 	watch    bool // the settings that belong to pgproxy are checked
 	each     bool // each statement is a part of its own
 	wrap     bool // what is outside of a transaction gets one of pgproxy's
 	implicit bool // such a transaction is open
 	whole    bool // the message is kept or taken back as a whole
 	stale    bool // the guard's savepoint is open, and not for the next part
+	told     bool // that nothing of a dry run was kept
 	checked  bool // the settings were checked after the last part
 	touched  bool // something may have changed them since they were checked
 	// before is the count of changes, where nothing has been sent since.
@@ -103,20 +105,21 @@ func (w *run) plan() {
 		}
 	}
 	n := len(stmts) - w.r.First
+	w.dry = w.r.Rule.DryRun
 	w.watch = w.r.Rule.Access < policy.Admin
 	w.guard = changes && w.r.Rule.MaxAffectedRows > 0
-	w.wrap = w.guard
+	w.wrap = w.guard || w.dry && w.leaves()
 	w.whole = !boundary
 	capped := w.r.Rule.MaxRows > 0 || w.r.Rule.MaxBytes > 0
 	w.each = w.guard || fetches && capped // a FETCH is limited, which only one by itself can be
 	switch {
-	case n > 1 && (w.each || boundary && w.watch):
+	case n > 1 && (w.each || boundary && (w.watch || w.dry)):
 		w.wrap = true
 		w.cut()
 		return
 	case n > 1 && !boundary && reads > 0 && reads < n:
 		// A result over its cap is an error, which undoes the whole message.
-		w.wrap = capped
+		w.wrap = w.wrap || capped
 	case n == 0:
 		w.whole = false
 	}
@@ -254,6 +257,9 @@ func (w *run) segment(i int) error {
 // sendSegment sends the part's text, with what belongs before and behind it.
 func (w *run) sendSegment(i int, begin bool) error {
 	seg := w.list[i]
+	if w.endsDry(seg) {
+		return w.endDry(seg)
+	}
 	if w.guard && w.changes(seg) && w.status != 'E' {
 		return w.sendGuarded(i, begin)
 	}
