@@ -59,7 +59,8 @@ func appendRecord(b []byte, r *Record, maxSQL int) []byte {
 	b = appendText(b, "tx", r.TX)
 	b = appendTrue(b, "cancelled", r.Cancelled)
 	b = appendText(b, "tampered", r.Tampered)
-	return appendIntPtr(b, "statements", r.Statements)
+	b = appendIntPtr(b, "statements", r.Statements)
+	return appendText(b, "observer", r.Observer)
 }
 
 // appendSQL appends the statement and what is to be known of one that the

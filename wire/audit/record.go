@@ -14,6 +14,7 @@ const (
 	Cancel     Event = "cancel"     // a cancel request, forwarded or dropped
 	Lift       Event = "lift"       // a cap or timeout changed, or a reason given
 	Tamper     Event = "tamper"     // a protected setting was seen changed
+	Observe    Event = "observe"    // somebody looked at another person's session
 	Disconnect Event = "disconnect" // why, how long, how much
 )
 
@@ -79,4 +80,5 @@ type Record struct {
 	Cancelled  bool     `json:"cancelled,omitempty"`
 	Tampered   string   `json:"tampered,omitempty"` // the setting that was seen changed
 	Statements *int64   `json:"statements,omitempty"`
+	Observer   string   `json:"observer,omitempty"` // who looked at the session
 }

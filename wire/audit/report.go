@@ -1,104 +1,158 @@
 package audit
 
 import (
+	"cmp"
 	"fmt"
 	"io"
-	"pgproxy/policy"
 	"slices"
 	"strings"
 	"time"
+
+	"pgproxy/policy"
 )
 
-// report is a table of statements in Markdown. It is kept in memory, since a
-// statement's outcome is a later record than its text.
+// report is a timeline in Markdown, for the story of an incident. It is kept in
+// memory, since a statement's outcome is a later record than its text.
 type report struct {
-	rows    []*row
-	waiting map[string]*row // by session: the statement without an outcome yet
-	others  map[Event]int   // records of other events
-	reasons []string        // that were given
-	persons []string
+	Timeline
+	all bool // also what psql asks by itself
 }
 
-// row is one statement.
-type row struct {
-	query  *Record
-	result *Record // nil = none on record
-}
+// maxSessions is how many sessions a report introduces.
+const maxSessions = 20
 
-func (p *report) add(r *Record) {
-	if p.others == nil {
-		p.others, p.waiting = map[Event]int{}, map[string]*row{}
-	}
-	switch r.Event {
-	case Query:
-		st := &row{query: r}
-		p.rows = append(p.rows, st)
-		p.waiting[r.Session] = st
-		p.persons = addOnce(p.persons, r.User)
-		p.reasons = addOnce(p.reasons, r.Reason)
-	case Result:
-		if st := p.waiting[r.Session]; st != nil && st.query.Seq == r.Seq {
-			st.result = r
-			delete(p.waiting, r.Session)
-		}
-	default:
-		p.others[r.Event]++
-	}
-}
-
-func addOnce(list []string, s string) []string {
-	if s == "" || slices.Contains(list, s) {
-		return list
-	}
-	return append(list, s)
-}
-
-// write prints a heading and the table.
+// write prints a heading, who was there, and the table.
 func (p *report) write(w io.Writer) {
-	if len(p.rows) == 0 {
-		fmt.Fprint(w, "# Statements\n\nNone on record.\n")
+	if len(p.Steps) == 0 {
+		fmt.Fprint(w, "# Timeline\n\nNothing on record.\n")
 		return
 	}
-	first, last := p.rows[0].query.Time.UTC(), p.rows[len(p.rows)-1].query.Time.UTC()
-	clock := "15:04:05"
-	until := last.Format("15:04 UTC")
+	subject := "Timeline"
+	sessions := p.sessions()
+	if len(sessions) == 1 {
+		subject = "Session " + cell(sessions[0][0].Session)
+	}
+	first, last := p.Steps[0].Time.UTC(), p.Steps[len(p.Steps)-1].Time.UTC()
+	clock, until := "15:04:05", last.Format("15:04 UTC")
 	if first.Format(time.DateOnly) != last.Format(time.DateOnly) {
-		clock = time.DateTime
-		until = last.Format("2006-01-02 15:04 UTC")
+		clock, until = time.DateTime, last.Format("2006-01-02 15:04 UTC")
 	}
-	fmt.Fprintf(w, "# Statements, %s to %s\n\n", first.Format("2006-01-02 15:04"), until)
-	fmt.Fprintf(w, "%s by %s.", policy.Count(int64(len(p.rows)), "statement"), cell(strings.Join(p.persons, ", ")))
-	if len(p.reasons) > 0 {
-		fmt.Fprintf(w, " Reasons given: %s.", cell(strings.Join(p.reasons, ", ")))
-	}
-	fmt.Fprint(w, "\n\n| time (UTC) | person | statement | outcome |\n|---|---|---|---|\n")
-	for _, st := range p.rows {
-		q := st.query
-		fmt.Fprintf(w, "| %s | %s | %s | %s |\n", q.Time.UTC().Format(clock), cell(who(q)), code(q.SQL), cell(st.outcome()))
-	}
-	if len(p.others) > 0 {
-		var also []string
-		for event, n := range p.others {
-			also = append(also, fmt.Sprintf("%d %s", n, event))
+	fmt.Fprintf(w, "# %s, %s to %s\n\n", subject, first.Format("2006-01-02 15:04"), until)
+	for i, steps := range sessions {
+		if i == maxSessions {
+			fmt.Fprintf(w, "- and %s more\n", policy.Count(int64(len(sessions)-i), "session"))
+			break
 		}
-		slices.Sort(also)
-		fmt.Fprintf(w, "\nAlso on record: %s.\n", strings.Join(also, ", "))
+		fmt.Fprintln(w, "- "+introduce(steps))
+	}
+	fmt.Fprintf(w, "\n%s\n\n| time (UTC) | person | what | outcome |\n|---|---|---|---|\n", p.summary())
+	for i := 0; i < len(p.Steps); i++ {
+		st := p.Steps[i]
+		when, person := st.Time.UTC().Format(clock), cell(who(st.Record))
+		switch n := p.ownFrom(i); {
+		case n > 0:
+			fmt.Fprintf(w, "| %s | %s | *psql asked the catalogue by itself: %s* | |\n", when, person, policy.Count(int64(n), "statement"))
+			i += n - 1
+		case st.Event == Query:
+			fmt.Fprintf(w, "| %s | %s | %s | %s |\n", when, person, code(st.Statement()), cell(st.OutcomeWords()))
+		default:
+			fmt.Fprintf(w, "| %s | %s | %s | |\n", when, person, cell(st.Words()))
+		}
 	}
 }
 
-func (st *row) outcome() string {
-	var b strings.Builder
-	switch {
-	case st.query.Verdict == "deny":
-		b.WriteString("REFUSED")
-		tellIf(&b, " by rule %s", st.query.Rule)
-		tellError(&b, st.query)
-	case st.result == nil:
-		return "not on record"
-	default:
-		tellOutcome(&b, st.result)
+// sessions are the steps of each session, in the order of their beginnings.
+// What belongs to none is left out.
+func (p *report) sessions() [][]*Step {
+	var list [][]*Step
+	place := make(map[string]int)
+	for _, st := range p.Steps {
+		if st.Session == "" {
+			continue
+		}
+		i, ok := place[st.Session]
+		if !ok {
+			i = len(list)
+			place[st.Session] = i
+			list = append(list, nil)
+		}
+		list[i] = append(list[i], st)
 	}
-	return strings.TrimPrefix(b.String(), "→ ")
+	return list
+}
+
+// introduce says in a line whose session it is, where it leads, and when it was.
+func introduce(steps []*Step) string {
+	var device, database, upstream, client string
+	for _, st := range steps {
+		device, database = cmp.Or(device, who(st.Record)), cmp.Or(database, st.Database)
+		upstream, client = cmp.Or(upstream, st.Upstream), cmp.Or(client, st.Client)
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s: %s", cell(steps[0].Session), cell(device))
+	tellIf(&b, ", database %s", cell(database))
+	tellIf(&b, " on %s", cell(upstream))
+	tellIf(&b, ", with %s", cell(client))
+	first, last := steps[0], steps[len(steps)-1]
+	verb := map[bool]string{true: "connected", false: "on record from"}[first.Event == Connect]
+	fmt.Fprintf(&b, "; %s %s", verb, first.Time.UTC().Format(time.DateTime))
+	if last.Event == Disconnect {
+		fmt.Fprintf(&b, ", ended %s", last.Time.UTC().Format(time.DateTime))
+		tellIf(&b, " (%s)", cell(last.EndReason))
+	}
+	return b.String() + "."
+}
+
+// summary counts the statements and names the reasons that were given.
+func (p *report) summary() string {
+	statements, refused, unknown, own := int64(0), 0, 0, 0
+	var reasons []string
+	for _, st := range p.Steps {
+		if st.Reason != "" && !slices.Contains(reasons, st.Reason) {
+			reasons = append(reasons, st.Reason)
+		}
+		if st.Event != Query {
+			continue
+		}
+		statements++
+		switch st.Outcome() {
+		case OutcomeDenied:
+			refused++
+		case OutcomeUnknown:
+			unknown++
+		}
+		if st.Own {
+			own++
+		}
+	}
+	var parts []string
+	for _, part := range []struct {
+		n    int
+		what string
+	}{{refused, "refused"}, {unknown, "without an outcome on record"}, {own, "psql's own"}} {
+		if part.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d %s", part.n, part.what))
+		}
+	}
+	text := policy.Count(statements, "statement")
+	if len(parts) > 0 {
+		text += ": " + strings.Join(parts, ", ")
+	}
+	text += "."
+	if len(reasons) > 0 {
+		text += " Reasons given: " + cell(strings.Join(reasons, ", ")) + "."
+	}
+	return text
+}
+
+// ownFrom is how many steps from i on are one session's psql's own, and to be
+// told in one line.
+func (p *report) ownFrom(i int) int {
+	n := 0
+	for !p.all && i+n < len(p.Steps) && p.Steps[i+n].Own && p.Steps[i+n].Session == p.Steps[i].Session {
+		n++
+	}
+	return n
 }
 
 // cell is text in a cell of a table: one line, and nothing that Markdown or

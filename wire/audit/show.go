@@ -72,12 +72,12 @@ func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) e
 	flags.StringVar(&v.session, "session", "", "only this session; the beginning of its `ID` will do")
 	flags.StringVar(&v.user, "user", "", "only this person's records, by `LOGIN` or tag")
 	flags.Func("since", "only records since then: `TIME` ago, such as 90m, 2h, 1d or 2w, or a time in UTC, such as 2026-11-22 or \"2026-11-22 10:41\"", func(s string) (err error) {
-		v.since, err = parseSince(s, time.Now())
+		v.since, err = ParseTime(s, time.Now())
 		return err
 	})
 	flags.BoolVar(&v.all, "all", false, "also what psql asks the catalogue by itself, for \\d and completion")
 	flags.BoolVar(&v.asJSON, "json", false, "print the records as they are")
-	markdown := flags.Bool("markdown", false, "print a table of the statements for a report")
+	markdown := flags.Bool("markdown", false, "print what happened as a table for an incident report; with -session, that of one session")
 	follow := flags.Bool("f", false, "go on with the newest file as it grows")
 	if err := parseFlags(flags, args, stdout); err != nil {
 		return err
@@ -86,7 +86,7 @@ func showCommand(ctx context.Context, args []string, stdout, stderr io.Writer) e
 		return errors.New("audit show: -markdown is neither for -f nor for -json")
 	}
 	if *markdown {
-		v.report = new(report)
+		v.report = &report{all: v.all}
 	}
 	out := bufio.NewWriter(stdout)
 	v.out = out
@@ -213,9 +213,6 @@ func (v *viewer) show(line []byte) error {
 		}
 		return nil
 	}
-	if r.SQLCut {
-		r.SQL += fmt.Sprintf("… (cut: %d bytes in all)", r.SQLLength)
-	}
 	if r.User != "" && r.Session != "" {
 		v.who[r.Session] = r.User
 	} else if r.User == "" {
@@ -233,14 +230,14 @@ func (v *viewer) show(line []byte) error {
 	if !v.wants(r) {
 		return nil
 	}
+	if v.report != nil {
+		v.report.Add(r)
+		return nil
+	}
 	if own && !v.all {
 		if r.Event == Query {
 			v.hidden++
 		}
-		return nil
-	}
-	if v.report != nil {
-		v.report.add(r)
 		return nil
 	}
 	if v.asJSON {
@@ -299,13 +296,15 @@ func tell(r *Record) string {
 		tellIf(&b, ", asked for user %s", r.RequestedUser)
 		tellIf(&b, ", with %s", r.Client)
 	case Query:
-		b.WriteString(r.SQL)
+		b.WriteString(r.Statement())
 		if r.Verdict == "deny" {
 			b.WriteString("\nREFUSED")
 			tellIf(&b, " by rule %s", r.Rule)
 		}
 	case Result:
 		tellOutcome(&b, r)
+	case Observe:
+		fmt.Fprintf(&b, "session seen by %s", r.Observer)
 	default:
 		b.WriteString(string(r.Event))
 		tellIf(&b, ": %s", r.EndReason)
@@ -406,8 +405,9 @@ var sinceLayouts = []string{time.RFC3339, time.DateOnly, "2006-01-02 15:04", tim
 
 var sincePart = regexp.MustCompile(`^(\d{1,9})(s|min|m|h|d|w)`)
 
-// parseSince reads a time ago, such as 90m or 1d12h, or a time.
-func parseSince(s string, now time.Time) (time.Time, error) {
+// ParseTime reads a time ago, such as 90m or 1d12h, or a time, in UTC where it
+// names no zone. The error says what is right, and follows the value.
+func ParseTime(s string, now time.Time) (time.Time, error) {
 	for _, layout := range sinceLayouts {
 		if t, err := time.Parse(layout, s); err == nil {
 			return t, nil

@@ -111,12 +111,12 @@ func TestSince(t *testing.T) {
 		"2026-11-22": "2026-11-22T00:00:00Z", "2026-11-22 10:41": "2026-11-22T10:41:00Z", "2026-11-22T10:41": "2026-11-22T10:41:00Z", "2026-11-22 10:41:30": "2026-11-22T10:41:30Z",
 		"2026-11-22T10:41:30+02:00": "2026-11-22T08:41:30Z",
 	} {
-		if got, err := parseSince(s, now); err != nil || got.UTC().Format(time.RFC3339) != want {
+		if got, err := ParseTime(s, now); err != nil || got.UTC().Format(time.RFC3339) != want {
 			t.Errorf("%s: %v, %v; want %s", s, got, err, want)
 		}
 	}
 	for _, s := range []string{"", "1", "d", "1y", "-1d", "1d 2h", "yesterday", "2026-13-01", "999999999w", "60000d60000d"} {
-		if got, err := parseSince(s, now); err == nil {
+		if got, err := ParseTime(s, now); err == nil {
 			t.Errorf("%q is %v", s, got)
 		}
 	}
@@ -155,13 +155,16 @@ func clientsLog(t *testing.T) string {
 	w := open(t, path, Options{})
 	rows := int64(1)
 	for _, r := range []Record{
-		{Event: Connect, Session: "a1", User: "alice@example.com", Node: "laptop", Client: "psql"},
+		{Event: Connect, Session: "a1", User: "alice@example.com", Node: "laptop", Client: "psql", Database: "app", Upstream: "db:5432"},
 		{Event: Query, Session: "a1", Seq: 1, SQL: asksItself, Verdict: "allow"},
 		{Event: Result, Session: "a1", Seq: 1, Tag: "SELECT 1", Rows: &rows},
 		{Event: Query, Session: "a1", Seq: 2, SQL: "UPDATE orders SET state = 'a|b`c' WHERE id = 7", Verdict: "allow", Reason: "INC-123"},
 		{Event: Result, Session: "a1", Seq: 2, Tag: "UPDATE 1", Affected: &rows},
 		{Event: Query, Session: "a1", Seq: 3, SQL: asksItself, Verdict: "deny", Rule: "only"},
 		{Event: Query, Session: "a1", Seq: 4, SQL: strings.Replace(asksItself, "c.oid,", "c.oid, pg_catalog.pg_read_file('x'),", 1), Verdict: "allow"},
+		{Event: Tamper, Session: "a1", Tampered: "statement_timeout"},
+		{Event: Observe, Session: "a1", Observer: "oncall@example.com on phone"},
+		{Event: "elevate", Session: "a1"},
 		{Event: Connect, Session: "b2", User: "bob@example.com", Client: "report.py"},
 		{Event: Query, Session: "b2", Seq: 1, SQL: asksItself, Verdict: "allow"},
 		{Event: Result, Session: "b2", Seq: 1, Tag: "SELECT 1", Rows: &rows},
@@ -195,15 +198,25 @@ func TestHidesThePsqlsOwn(t *testing.T) {
 func TestMarkdown(t *testing.T) {
 	got := show(t, "-markdown", "-user", "alice@example.com", clientsLog(t))
 	for _, want := range []string{
-		"# Statements, 2026-11-24 10:41 to 10:41 UTC\n\n3 statements by alice@example.com. Reasons given: INC-123.\n\n| time (UTC) | person | statement | outcome |\n|---|---|---|---|\n",
+		"# Session a1, 2026-11-24 10:41 to 10:41 UTC\n\n- a1: alice@example.com (laptop), database app on db:5432, with psql; connected 2026-11-24 10:41:30.\n\n" +
+			"4 statements: 1 refused, 1 without an outcome on record, 1 psql's own. Reasons given: INC-123.\n\n| time (UTC) | person | what | outcome |\n|---|---|---|---|\n",
+		"| 10:41:30 | alice@example.com (laptop) | connected to app on db:5432, with psql | |\n",
+		"| 10:41:30 | alice@example.com | *psql asked the catalogue by itself: 1 statement* | |\n",
 		"| 10:41:30 | alice@example.com | `` UPDATE orders SET state = 'a\\|b`c' WHERE id = 7 `` | UPDATE 1, 1 row changed |\n",
-		"| REFUSED by rule only |\n", "| not on record |\n", "\nAlso on record: 1 connect.\n",
+		"| REFUSED by rule only |\n", "| not on record |\n",
+		"| tamper statement\\_timeout | |\n", "| session seen by oncall@example.com on phone | |\n", "| elevate | |\n",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing from\n%s", want, got)
 		}
 	}
-	if got := show(t, "-markdown", "-since", "1m", clientsLog(t)); !strings.Contains(got, "None on record.") {
+	if n := strings.Count(got, "nspname"); n != 2 {
+		t.Errorf("%d catalogue queries, want the one refused and the one changed:\n%s", n, got)
+	}
+	if got := show(t, "-markdown", "-all", clientsLog(t)); strings.Count(got, "nspname") != 4 || !strings.HasPrefix(got, "# Timeline, ") || strings.Count(got, "\n- ") != 2 {
+		t.Errorf("two sessions, with psql's own:\n%s", got)
+	}
+	if got := show(t, "-markdown", "-since", "1m", clientsLog(t)); !strings.Contains(got, "Nothing on record.") {
 		t.Error(got)
 	}
 }
