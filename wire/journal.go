@@ -191,6 +191,17 @@ func (j *journal) meddled(by string) {
 	j.srv.metrics.cancel(cancelRefused)
 }
 
+// observed tells that somebody has looked at another person's session, which may
+// be over.
+func (srv *Server) observed(by Viewer, id, user string) error {
+	rec := &audit.Record{Time: time.Now(), Event: audit.Observe, Session: id, User: user, Observer: by.name()}
+	if err := srv.write(rec); err != nil {
+		return err
+	}
+	srv.Logger.Info("session observed", "session", id, "user", user, "by", by.Who(), "node", by.Node)
+	return nil
+}
+
 // ended tells that the session has ended.
 func (j *journal) ended(e *sessionError, lasted time.Duration) {
 	rec := j.record(audit.Disconnect)

@@ -89,7 +89,8 @@ func (s *session) appendWelcome(dst []byte) []byte {
 const noticeWidth = 100 - len("NOTICE:  ")
 
 // notice tells the person where they are, in one line: names that do not fit are
-// shortened, and SHOW pgproxy.limits tells the rest.
+// shortened, and SHOW pgproxy.limits tells the rest. Its detail is the address of
+// the session's transcript.
 func (s *session) notice() *sessionError {
 	rule := s.ruling.rule()
 	who, database := shorten(s.caller.Who(), 32), shorten(s.database, 14)
@@ -109,7 +110,11 @@ func (s *session) notice() *sessionError {
 			break
 		}
 	}
-	return &sessionError{severity: "NOTICE", code: "00000", message: message}
+	e := &sessionError{severity: "NOTICE", code: "00000", message: message}
+	if s.srv.Transcripts != "" {
+		e.detail = "Transcript: " + s.srv.Transcripts + s.id
+	}
+	return e
 }
 
 // shorten cuts a name in its middle to at most n characters, so that two names

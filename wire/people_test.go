@@ -45,6 +45,11 @@ func TestLoginNotice(t *testing.T) {
 			t.Errorf("%q does not tell the access", n.message)
 		}
 	}
+	s := &session{srv: &Server{Transcripts: "http://pgproxy-prod.tail1234.ts.net/sessions/"}, id: "clwvhvym7xiy"}
+	s.ruling.start(policy.Rule{Access: policy.Write})
+	if line := "DETAIL:  " + s.notice().detail; len(line) > 100 || !strings.HasSuffix(line, " http://pgproxy-prod.tail1234.ts.net/sessions/"+s.id) {
+		t.Errorf("%q has %d columns", line, len(line))
+	}
 	p := startProxy(t, func(srv *Server) { srv.QuietLogin = false })
 	c := p.dial(t, "127.0.0.1")
 	c.send(startupPacket(protocol3, "user", "x", "options", "-c pgproxy.quiet=on"))

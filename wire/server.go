@@ -64,6 +64,9 @@ type Server struct {
 	// StatusPage is the URL at which people see and end their sessions; empty
 	// = there is none.
 	StatusPage string
+	// Transcripts is the URL, up to a session's ID, at which people read what
+	// happened in a session; empty = there is none.
+	Transcripts string
 
 	Logger *slog.Logger
 
@@ -74,6 +77,7 @@ type Server struct {
 	metrics metrics
 	history history
 	dropped droppedCancels
+	looks   looks
 
 	// mu guards what follows. Lock order: Server.mu before those of a session.
 	mu        sync.Mutex

@@ -57,8 +57,8 @@ func TestEverybodyUnderTheirOwnName(t *testing.T) {
 					t.Errorf("%q is not in the notice %q", want, n.Message)
 				}
 			}
-			if line := "NOTICE:  " + n.Message; len(line) > 100 || n.Detail+n.Hint != "" {
-				t.Errorf("the notice does not fit a line of 100 columns: %q, detail %q, hint %q", line, n.Detail, n.Hint)
+			if line, detail := "NOTICE:  "+n.Message, "DETAIL:  "+n.Detail; len(line) > 100 || len(detail) > 100 || !strings.HasSuffix(detail, "/sessions/"+s.id) || n.Hint != "" {
+				t.Errorf("the notice does not fit two lines of 100 columns: %q, %q, hint %q", line, detail, n.Hint)
 			}
 			told := fmt.Sprint(s.query(t, "SHOW pgproxy.session"))
 			for _, want := range []string{s.id, who.login, who.node, postgres.Addr(), "app"} {
