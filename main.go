@@ -41,6 +41,7 @@ import (
 	"pgproxy/policy"
 	"pgproxy/wire"
 	"pgproxy/wire/audit"
+	"pgproxy/wire/audit/trail"
 	"pgproxy/wire/health"
 	"pgproxy/wire/status"
 )
@@ -313,7 +314,11 @@ func (p *proxy) run(ctx, hurry context.Context, srv *wire.Server, at place, reco
 	if page != nil {
 		srv.StatusPage = p.pageURL(at, page)
 		p.Log.Info("status page", "address", page.Addr().String(), "url", srv.StatusPage)
-		tasks.Go(func() { health.Serve(background, page, p.page(srv, at, reach, ops), p.Log) })
+		records := p.trail()
+		if records != nil {
+			srv.Transcripts = srv.StatusPage + "sessions/"
+		}
+		tasks.Go(func() { health.Serve(background, page, p.page(srv, at, reach, ops, records), p.Log) })
 	}
 	tasks.Go(func() { at.Watch(background, func() { srv.Recheck(background) }) })
 
@@ -358,12 +363,22 @@ func (p *proxy) pageURL(at place, ln net.Listener) string {
 	return (&url.URL{Scheme: "http", Host: strings.TrimSuffix(net.JoinHostPort(host, port), ":80"), Path: "/"}).String()
 }
 
+// trail is the audit log for those who look back; nil if it is no file.
+func (p *proxy) trail() *trail.Log {
+	records, err := trail.New(p.AuditLog)
+	if err != nil {
+		p.Log.Info("no transcripts on the status page; -audit-log with a file gives them", "err", err)
+		return nil
+	}
+	return records
+}
+
 // page is the status page.
-func (p *proxy) page(srv *wire.Server, at place, reach *health.Probe, ops http.Handler) http.Handler {
+func (p *proxy) page(srv *wire.Server, at place, reach *health.Probe, ops http.Handler, records *trail.Log) http.Handler {
 	name, _ := at.Names()
 	return (&status.Page{
 		Name: p.Hostname, Hosts: []string{name}, Upstream: p.Upstream.Describe(), Notes: at.Notes,
-		Server: srv, WhoIs: whoIs(at, p.DebugPort), Rules: p.Rule, Reach: reach.Last, Ops: ops, Logger: p.Log,
+		Server: srv, Log: records, WhoIs: whoIs(at, p.DebugPort), Rules: p.Rule, Reach: reach.Last, Ops: ops, Logger: p.Log,
 	}).Handler()
 }
 

@@ -22,6 +22,12 @@ func (p *proxy) browse(t *testing.T, from *nodetest.Peer, method, path string) (
 	if err != nil {
 		t.Fatal(err)
 	}
+	return p.browseAt(t, host, from, method, path)
+}
+
+// browseAt is browse for a page that is somewhere else.
+func (p *proxy) browseAt(t *testing.T, host string, from *nodetest.Peer, method, path string) (code int, body string) {
+	t.Helper()
 	transport := &http.Transport{DisableKeepAlives: true, DialContext: network(from)}
 	client := http.Client{Transport: transport, Timeout: patience,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}

@@ -3,7 +3,9 @@
 // date where there is some.
 //
 //	GET  /                       sessions, the last statements, limits, health
-//	GET  /sessions.json          the same for scripts
+//	GET  /history                statements of the past, from the audit log
+//	GET  /sessions/{id}          what happened in a session, live or past
+//	GET  /sessions.json          the first page for scripts
 //	GET  /statements.json
 //	GET  /session/{id}/cancel    asks whether to cancel the statement that runs
 //	POST /session/{id}/cancel    cancels it
@@ -37,6 +39,7 @@ import (
 
 	"pgproxy/policy"
 	"pgproxy/wire"
+	"pgproxy/wire/audit/trail"
 	"pgproxy/wire/health"
 )
 
@@ -46,6 +49,7 @@ type Server interface {
 	History() []wire.Past
 	Cancel(ctx context.Context, by wire.Viewer, id string, seq int64) error
 	Kill(by wire.Viewer, id string) error
+	Observed(by wire.Viewer, id, user string) error
 }
 
 // Page is the configuration. All fields are set before Handler is called and
@@ -60,6 +64,9 @@ type Page struct {
 	Upstream string
 
 	Server Server
+	// Log is the audit log; nil = it cannot be read, and there is no more history
+	// than the Server's.
+	Log *trail.Log
 	// WhoIs says who is at a remote address, Rules what they may do.
 	WhoIs func(context.Context, net.Addr) (policy.Caller, error)
 	Rules func(policy.Caller) (policy.Rule, error)
@@ -92,6 +99,8 @@ func (p *Page) Handler() http.Handler {
 	mux.Handle("GET /style.css", files)
 	mux.Handle("GET /live.js", files)
 	mux.Handle("GET /{$}", p.seen(p.showPage))
+	mux.Handle("GET /history", p.seen(p.showHistory))
+	mux.Handle("GET /sessions/{id}", p.seen(p.showTranscript))
 	mux.Handle("GET /sessions.json", p.seen(p.sessionsJSON))
 	mux.Handle("GET /statements.json", p.seen(p.statementsJSON))
 	for verb := range acts {

@@ -70,6 +70,16 @@ func (p *proxy) Kill(by wire.Viewer, id string) error {
 	return p.note(by, id, fmt.Sprintf("end %s by %s", id, by.Who()))
 }
 
+// Observed is noted as an act, of others' sessions alone.
+func (p *proxy) Observed(by wire.Viewer, id, user string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fail == nil && user != by.Who() {
+		p.acts = append(p.acts, fmt.Sprintf("%s of %s seen by %s", id, user, by.Who()))
+	}
+	return p.fail
+}
+
 func (p *proxy) note(by wire.Viewer, id, act string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

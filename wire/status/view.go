@@ -20,7 +20,8 @@ import (
 var source string
 
 var pages = template.Must(template.New("").Funcs(template.FuncMap{
-	"age": age, "took": took, "size": size, "plural": policy.Count, "utc": utc, "preview": preview,
+	"age": age, "took": took, "size": size, "plural": policy.Count, "utc": utc, "clock": clock, "preview": preview,
+	"count": func(list []pastStatement) int64 { return int64(len(list)) },
 }).Parse(source))
 
 // shownStatements is how many statements the page lists; the JSON has all.
