@@ -185,7 +185,7 @@ func (p *Loaded) Greet(ctx context.Context, login *upstream.Config, database str
 func (p *Loaded) OpenCatalog(ctx context.Context, rule policy.Rule, database string) (policy.OpenCatalog, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.ConnectTimeout)
 	defer cancel()
-	params := map[string]string{"application_name": "go-proxy explain", "statement_timeout": "10s"}
+	params := map[string]string{"application_name": upstream.HelperName("explain"), "statement_timeout": "10s"}
 	if rule.Access == policy.Read {
 		params["default_transaction_read_only"] = "on"
 	}

@@ -14,14 +14,11 @@ type Greeting struct {
 	Took      time.Duration
 }
 
-// greeter is the application_name of a connection that serves no session.
-const greeter = "go-proxy check"
-
 // Greet logs in to a database and out again; "" is Config.Database. It takes no
 // longer than ctx allows, and returns a [*DialError] when it fails.
 func (c *Config) Greet(ctx context.Context, database string) (Greeting, error) {
 	began := time.Now()
-	conn, err := c.Dial(ctx, Request{Database: database, Params: map[string]string{"application_name": greeter}})
+	conn, err := c.Dial(ctx, Request{Database: database, Params: map[string]string{"application_name": HelperName("check")}})
 	if err != nil {
 		return Greeting{}, err
 	}

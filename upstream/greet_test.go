@@ -39,7 +39,7 @@ func TestGreet(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 	defer cancel()
-	if err := s.AwaitLog(ctx, "application_name="+greeter); err != nil {
+	if err := s.AwaitLog(ctx, "application_name="+HelperName("check")); err != nil {
 		t.Error(err)
 	}
 }

@@ -3,15 +3,16 @@ package upstream
 import (
 	"cmp"
 	"context"
-	"fmt"
 	"time"
 
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgproto3"
 )
 
 // Query runs one statement of the proxy's own and returns its rows as text, ""
 // for NULL. It is for a connection that serves no session: nobody else may use
-// Net meanwhile, and after an error of the connection it is to be closed.
+// Net meanwhile. What the server refuses is a *pgconn.PgError; after any other
+// error, and after a FATAL, the connection is to be closed.
 func (c *Conn) Query(ctx context.Context, sql string) ([][]string, error) {
 	stop := context.AfterFunc(ctx, func() { c.Net.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
@@ -31,7 +32,7 @@ func (c *Conn) Query(ctx context.Context, sql string) ([][]string, error) {
 		case *pgproto3.DataRow:
 			rows = append(rows, texts(msg.Values))
 		case *pgproto3.ErrorResponse:
-			failed = fmt.Errorf("%s: %s (SQLSTATE %s)", msg.Severity, msg.Message, msg.Code)
+			failed = pgconn.ErrorResponseToPgError(msg)
 		case *pgproto3.ReadyForQuery:
 			return rows, failed
 		}

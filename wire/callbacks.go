@@ -133,7 +133,7 @@ func (s *session) terminate() {
 // terminateBackend ends the session's backend from another connection of the
 // same role.
 func (s *session) terminateBackend(ctx context.Context) error {
-	params := map[string]string{"application_name": "pgproxy ending a stuck statement"}
+	params := map[string]string{"application_name": upstream.HelperName("end")}
 	if s.talk.readLogin {
 		params["default_transaction_read_only"] = "on"
 	}
