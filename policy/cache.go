@@ -94,10 +94,13 @@ func (m *Message) size() int {
 	return n
 }
 
-// plain reports whether the verdict on the message cannot depend on the value
+// plain reports whether what is done with the message cannot depend on the value
 // of a number in it.
 func (m *Message) plain() bool {
 	for i := range m.Statements {
+		if m.Statements[i].Proxy != nil {
+			return false
+		}
 		switch m.Statements[i].Kind {
 		case "SELECT", "INSERT", "UPDATE", "DELETE":
 		default:

@@ -103,6 +103,11 @@ func (c *classifier) judge(n any, at nodeContext) {
 		if at.top || at.wrapped {
 			c.statement(kind, kind.access, at)
 		}
+		if at.top {
+			if s := signalOf(n); s != nil {
+				c.st.Proxy = &ProxyCommand{Verb: "SELECT", Signal: s}
+			}
+		}
 	case *pg.LockingClause:
 		if !at.planned {
 			c.add(effect{Kind: kind.tag, Needs: kind.access, Pos: -1})

@@ -16,6 +16,9 @@ type Session struct {
 	// would have to look up, and changes of tables whose bare name may be the
 	// catalogue's.
 	Catalog Catalog
+	// Owns reports whether the backend of a process ID is one of the caller's
+	// own sessions'; nil = none is.
+	Owns func(pid int) bool
 }
 
 // Decide judges a message by a rule, for a session. The rule and the reason are
@@ -41,6 +44,7 @@ type evaluation struct {
 	msg     *Message
 	session Session
 
+	signals bool   // a Signal is judged, which the proxy serves
 	writes  bool   // some effect needs more than read access
 	allowed string // the kind that only the allow list permitted, if any
 
@@ -74,11 +78,15 @@ func (ev *evaluation) message() *Refusal {
 // statement judges the statement at an index.
 func (ev *evaluation) statement(i int) *Refusal {
 	st := &ev.msg.Statements[i]
-	if st.Proxy != nil {
-		if i > 0 && ev.msg.Statements[i-1].Proxy == nil {
-			return refuseMixed(st)
+	switch {
+	case st.Proxy == nil:
+	case i < ev.msg.Own():
+		if st.Proxy.Signal != nil {
+			return ev.signal(i)
 		}
 		return st.Proxy.unknownShow() // no list of kinds speaks of the proxy's own
+	case st.Proxy.Signal == nil:
+		return refuseMixed(st)
 	}
 	for k := range st.facts.Effects {
 		if r := ev.effect(i, &st.facts.Effects[k], 0); r != nil {
@@ -148,10 +156,12 @@ func (ev *evaluation) effect(i int, a *effect, pos int) *Refusal {
 	case a.Kind != "" && len(ev.rule.Only) > 0 && !matchesAny(ev.rule.Only, a.Kind):
 		return refuseOnly(ev.rule, a, pos)
 	case a.Needs > ev.rule.Access:
-		if a.Kind == "" || !matchesAny(ev.rule.Allow, a.Kind) {
+		switch {
+		case a.Kind != "" && matchesAny(ev.rule.Allow, a.Kind):
+			ev.allowed = a.Kind
+		case !ev.signals || !ev.rule.MaySignal:
 			return refuseAccess(ev.rule, a, pos)
 		}
-		ev.allowed = a.Kind
 	}
 	if a.Lasts && ev.rule.DryRun {
 		return refuseDryRun(a, pos)

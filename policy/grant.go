@@ -93,6 +93,7 @@ func addRules(a, b Rule) (Rule, bool) {
 		MayLift:                  a.MayLift || b.MayLift,
 		MayObserve:               a.MayObserve || b.MayObserve,
 		MayKill:                  a.MayKill || b.MayKill,
+		MaySignal:                a.MaySignal || b.MaySignal,
 		RequireReason:            a.RequireReason && b.RequireReason,
 		Contact:                  a.Contact,
 	}, ok
@@ -183,5 +184,6 @@ func (r Rule) Describe() []string {
 	add(r.Access > Read && r.Where == WhereKey, "UPDATE and DELETE must name a row by its key")
 	add(r.Access > Read && r.RequireReason, "writes need pgproxy.reason")
 	add(r.MayLift, "limits may be lifted for the session")
+	add(r.MaySignal, "other backends may be cancelled and ended")
 	return words
 }

@@ -27,7 +27,7 @@ func TestGrantsAddUp(t *testing.T) {
 		{"longest timeouts", []string{`{"statement_timeout":"1s"}`, `{"statement_timeout":"2min"}`}, func(r *Rule) { r.StatementTimeout = 2 * time.Minute }},
 		{"no timeout is the longest", []string{`{"statement_timeout":"0"}`, `{"idle_in_transaction_session_timeout":"0s"}`},
 			func(r *Rule) { r.StatementTimeout, r.IdleInTransactionTimeout = 0, 0 }},
-		{"permissions", []string{`{"may_lift":true}`, `{"may_kill":true}`, `{"may_observe":true}`}, func(r *Rule) { r.MayLift, r.MayKill, r.MayObserve = true, true, true }},
+		{"permissions", []string{`{"may_lift":true}`, `{"may_kill":true}`, `{"may_observe":true}`, `{"may_signal":true}`}, func(r *Rule) { r.MayLift, r.MayKill, r.MayObserve, r.MaySignal = true, true, true, true }},
 		{"loosest check", []string{`{"require_where":"key"}`, `{"require_where":false}`, `{}`}, func(r *Rule) { r.Where = WhereFree }},
 		{"key and required", []string{`{"require_where":"key"}`, `{"require_where":true}`}, func(r *Rule) { r.Where = WhereRequired }},
 		{"reason if all want it", []string{`{"require_reason":true}`, `{"require_reason":true}`}, func(r *Rule) { r.RequireReason = true }},

@@ -83,8 +83,11 @@ type Statement struct {
 	// a COMMIT or ROLLBACK that it begins the next one, too.
 	Tx     TxAction
 	Chains bool
-	// Proxy is set for the proxy's own statements (SHOW pgproxy.x, SET
-	// pgproxy.x = …, RESET pgproxy.x), which never reach the server.
+	// Proxy is set for the statements that the proxy serves itself: SHOW
+	// pgproxy.x, SET pgproxy.x = …, RESET pgproxy.x, which never reach the server,
+	// and a plain pg_cancel_backend(42). They are served at the beginning of a
+	// message only: see Message.Own. Behind other statements, a signal is a
+	// function call like any other, and the rest is refused.
 	Proxy *ProxyCommand
 
 	facts facts
@@ -142,12 +145,15 @@ const (
 	TxPrepare             // PREPARE TRANSACTION, COMMIT PREPARED, ROLLBACK PREPARED
 )
 
-// ProxyCommand is a SHOW, SET or RESET of one of the proxy's own settings.
+// ProxyCommand is a statement that the proxy serves itself: a SHOW, SET or RESET
+// of one of its own settings, or a signal to another backend.
 type ProxyCommand struct {
-	Verb  string // "SHOW", "SET" or "RESET"
+	Verb  string // "SHOW", "SET", "RESET", or "SELECT" for a signal
 	Name  string // without the prefix, in lower case: "max_rows", "session"
 	Value string // for SET; the literal's text
 	Local bool   // SET LOCAL
+
+	Signal *Signal // nil for settings
 }
 
 // Refusal is a verdict of no, in the words for the client. It is also how a

@@ -99,7 +99,7 @@ func timeoutLimit(name string, field func(*Rule) *time.Duration) limit {
 
 // Shows are the names of SHOW pgproxy.… beside those of the settings that a
 // session may change.
-var Shows = []string{"session", "limits", "access", "sessions"}
+var Shows = []string{"session", "limits", "access", "sessions", "blockers"}
 
 // unknownShow refuses a SHOW of what there is not; nil for all other commands.
 func (cmd *ProxyCommand) unknownShow() *Refusal {

@@ -114,6 +114,7 @@ func (r *reader) rule(v hujson.Value) Rule {
 		"may_lift":                            func(v hujson.Value) { rule.MayLift = r.boolean(v) },
 		"may_observe":                         func(v hujson.Value) { rule.MayObserve = r.boolean(v) },
 		"may_kill":                            func(v hujson.Value) { rule.MayKill = r.boolean(v) },
+		"may_signal":                          func(v hujson.Value) { rule.MaySignal = r.boolean(v) },
 		"require_reason":                      func(v hujson.Value) { rule.RequireReason = r.boolean(v) },
 	}
 	if !r.grant {

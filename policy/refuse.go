@@ -259,8 +259,8 @@ var functionEffects = map[effectClass]string{
 
 // insteadOfFunction says what does the same, or some of it, and is permitted.
 var insteadOfFunction = map[string]string{
-	"pg_cancel_backend":    "Ctrl-C cancels your own statement; pgproxy's status page ends your own sessions.",
-	"pg_terminate_backend": "pgproxy's status page ends your own sessions.",
+	CancelBackend:    "Name the process ID, in a statement of its own: SELECT pg_cancel_backend(42). SHOW pgproxy.blockers shows them. Others than your own sessions' need may_signal.",
+	TerminateBackend: "Name the process ID, in a statement of its own: SELECT pg_terminate_backend(42). SHOW pgproxy.blockers shows them. Others than your own sessions' need may_signal.",
 }
 
 // statementHint says what is permitted instead of a kind of statement, and then

@@ -81,6 +81,8 @@ type Rule struct {
 	// DryRun takes back what is changed. No policy gives it: a session sets it
 	// for itself.
 	DryRun bool
+	// MaySignal cancels and ends other backends of the database.
+	MaySignal bool
 	// RequireReason wants pgproxy.reason set before a statement that writes.
 	RequireReason bool
 	// Contact is whom to ask for what this rule does not give: "#dba", a URL;

@@ -64,10 +64,15 @@ func (srv *Server) Kill(by Viewer, id string) error {
 	if err := s.killed(by.name()); err != nil {
 		return fmt.Errorf("%w: %w", ErrUnrecorded, err)
 	}
+	s.endBy(by)
+	return nil
+}
+
+// endBy ends the session on a person's behalf. It does not wait for the end.
+func (s *session) endBy(by Viewer) {
 	e := fatal(codeAdminShutdown, "pgproxy: terminating connection due to administrator command", reasonKilled)
 	e.detail = "Ended by " + by.name() + "."
 	s.end(e)
-	return nil
 }
 
 // target finds the session that a viewer wants to act on. A refusal is

@@ -37,8 +37,17 @@ func (s *session) tryOwn(st *statement) *policy.Refusal {
 func (s *session) serveOwn(st *statement) (tag string, e *sessionError) {
 	for i := range st.own {
 		cmd := st.msg.Statements[i].Proxy
-		if tag = cmd.Verb; tag == "SHOW" {
-			s.show(cmd.Name)
+		switch tag = cmd.Verb; {
+		case cmd.Signal != nil:
+			tag = "SELECT 1"
+			if e := s.serveSignal(st, cmd.Signal); e != nil {
+				return "", e
+			}
+			continue
+		case tag == "SHOW":
+			if e := s.show(cmd.Name); e != nil {
+				return "", e
+			}
 			continue
 		}
 		if r := s.lift(cmd.Verb, cmd.Name, cmd.Value); r != nil {
@@ -50,37 +59,37 @@ func (s *session) serveOwn(st *statement) (tag string, e *sessionError) {
 }
 
 // shows are the answers to SHOW pgproxy.…, by policy.Shows.
-var shows = map[string]func(*session){
-	"session": func(s *session) {
-		s.table([]string{"property", "value"}, [][]string{
+var shows = map[string]func(*session) *sessionError{
+	"session": func(s *session) *sessionError {
+		return s.table([]string{"property", "value"}, [][]string{
 			{"session", s.id}, {"user", s.caller.Who()}, {"node", s.caller.Node}, {"address", s.caller.Addr},
 			{"database", s.database}, {"upstream", s.up.Addr}, {"upstream_pid", itoa(int64(s.up.PID))},
 			{"application_name", s.stamp}, {"since", s.began.UTC().Format(time.RFC3339)}, {"reason", s.ruling.reason()},
 		})
 	},
-	"limits": func(s *session) {
+	"limits": func(s *session) *sessionError {
 		var rows [][]string
 		for _, l := range s.ruling.rule().Limits() {
 			rows = append(rows, []string{l.Name, l.Value})
 		}
-		s.table([]string{"limit", "value"}, rows)
+		return s.table([]string{"limit", "value"}, rows)
 	},
-	"access": func(s *session) {
+	"access": func(s *session) *sessionError {
 		var rows [][]string
 		for _, line := range s.ruling.rule().Describe() {
 			rows = append(rows, []string{line})
 		}
-		s.table([]string{"access"}, rows)
+		return s.table([]string{"access"}, rows)
 	},
-	"sessions": func(s *session) { s.table(sessionColumns, s.sessionRows()) },
+	"sessions": func(s *session) *sessionError { return s.table(sessionColumns, s.sessionRows()) },
+	"blockers": (*session).showBlockers,
 }
 
 // show answers SHOW pgproxy.name, for a name that policy.Decide let pass: one of
 // shows, or a setting of the session's own.
-func (s *session) show(name string) {
+func (s *session) show(name string) *sessionError {
 	if answer := shows[name]; answer != nil {
-		answer(s)
-		return
+		return answer(s)
 	}
 	rule, value := s.ruling.both()
 	for _, l := range rule.Limits() {
@@ -88,17 +97,27 @@ func (s *session) show(name string) {
 			value = l.Value
 		}
 	}
-	s.table([]string{name}, [][]string{{value}})
+	return s.table([]string{name}, [][]string{{value}})
 }
 
-// table emits a result of text columns.
-func (s *session) table(names []string, rows [][]string) {
+// table emits the result of a SHOW.
+func (s *session) table(names []string, rows [][]string) *sessionError {
+	s.result(names, textType, rows, "SHOW")
+	return nil
+}
+
+// result emits a result whose columns are of one type.
+func (s *session) result(names []string, typ uint32, rows [][]string, tag string) {
 	body := binary.BigEndian.AppendUint16(nil, uint16(len(names)))
 	for _, name := range names {
 		body = append(append(body, name...), 0)
 		body = append(body, 0, 0, 0, 0, 0, 0) // no table, no column
-		body = binary.BigEndian.AppendUint32(body, 25)
-		body = append(body, 0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 0, 0) // any length, text format
+		body = binary.BigEndian.AppendUint32(body, typ)
+		length := []byte{0xff, 0xff}
+		if typ == boolType {
+			length = []byte{0, 1}
+		}
+		body = append(append(body, length...), 0xff, 0xff, 0xff, 0xff, 0, 0) // no modifier, text format
 	}
 	s.Send(frame.Append(nil, 'T', body...))
 	for _, row := range rows {
@@ -109,7 +128,7 @@ func (s *session) table(names []string, rows [][]string) {
 		}
 		s.Send(frame.Append(nil, 'D', body...))
 	}
-	s.Send(frame.AppendComplete(nil, "SHOW"))
+	s.Send(frame.AppendComplete(nil, tag))
 }
 
 // itoa is for rows of text.

@@ -3,6 +3,7 @@ package wire
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"pgproxy/policy"
@@ -18,6 +19,7 @@ const (
 	codeProtocolViolation    = "08P01"
 	codeFeatureNotSupported  = "0A000"
 	codeBadEncoding          = "22021"
+	codeFailedTransaction    = "25P02"
 	codeIdleInTransaction    = "25P03"
 	codeInvalidAuthorization = "28000"
 	codeInvalidCatalogName   = "3D000"
@@ -226,6 +228,12 @@ func (s *session) upstreamLost(err error) *sessionError {
 	e := fatal(codeConnectionFailure, "pgproxy: the connection to the upstream server was lost", reasonUpstream)
 	e.cause = err
 	return e
+}
+
+// sentence is an error as a sentence of its own, for a DETAIL.
+func sentence(err error) string {
+	text := err.Error()
+	return strings.ToUpper(text[:1]) + text[1:] + "."
 }
 
 func idleTimeout(limit time.Duration) *sessionError {

@@ -13,7 +13,7 @@ import (
 func TestImports(t *testing.T) {
 	ours := map[string]bool{
 		"pgproxy/wire/audit": true, "pgproxy/wire/exchange": true, "pgproxy/wire/frame": true,
-		"pgproxy/policy": true, "pgproxy/upstream": true,
+		"pgproxy/policy": true, "pgproxy/upstream": true, "pgproxy/upstream/activity": true,
 	}
 	deptest.DepChecker{
 		OnDep: func(dep string) {

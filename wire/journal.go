@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"pgproxy/policy"
+	"pgproxy/upstream/activity"
 	"pgproxy/wire/audit"
 	"pgproxy/wire/exchange"
 )
@@ -180,6 +181,41 @@ func (j *journal) killed(by string) error {
 	rec := j.record(audit.Cancel)
 	rec.EndReason, rec.Verdict = "session ended by "+by, "allow"
 	return j.srv.write(rec)
+}
+
+// signalRecord is the record of a signal.
+func (j *journal) signalRecord(sig *Signal) *audit.Record {
+	rec := j.record(audit.Signal)
+	rec.PID, rec.Function = int64(sig.PID), sig.Function
+	return rec
+}
+
+// signalled tells that a backend is about to be signalled. s is the session of
+// pgproxy's that it serves, nil for none.
+func (j *journal) signalled(sig *Signal, b *activity.Backend, s *session) error {
+	rec := j.signalRecord(sig)
+	rec.Verdict, rec.VictimRole, rec.VictimApplicationName, rec.VictimAddr = "allow", b.Role, b.Application, b.Addr
+	if !b.Start.IsZero() {
+		rec.BackendStart = b.Start.UTC().Format(time.RFC3339Nano)
+	}
+	if s != nil {
+		rec.VictimUser, rec.VictimSession, rec.VictimAddr = s.caller.Who(), s.id, s.caller.Addr
+	}
+	if err := j.srv.write(rec); err != nil {
+		return err
+	}
+	j.srv.metrics.signal(sig.Function)
+	j.log.Info("a backend is signalled", "function", sig.Function, "pid", sig.PID, "by", j.about.User, "victim", rec.VictimUser,
+		"victim_role", b.Role, "victim_session", rec.VictimSession)
+	return nil
+}
+
+// signalRefused tells that somebody wanted to signal what they may not.
+func (j *journal) signalRefused(sig *Signal, why error) {
+	rec := j.signalRecord(sig)
+	rec.Verdict, rec.Rule, rec.SQLState, rec.Error = "deny", "may_signal", codeInsufficientPriv, why.Error()
+	j.srv.record(rec)
+	j.srv.metrics.refusal("may_signal")
 }
 
 // meddled tells that somebody wanted to cancel or end what they may not.

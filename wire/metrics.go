@@ -10,6 +10,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 
+	"pgproxy/policy"
 	"pgproxy/upstream"
 	"pgproxy/wire/exchange"
 )
@@ -29,6 +30,7 @@ type metrics struct {
 	rows, bytes    prometheus.Counter
 	caps           *prometheus.CounterVec
 	cancels        *prometheus.CounterVec
+	signals        *prometheus.CounterVec
 	auditTime      prometheus.Histogram
 	auditFailed    prometheus.Counter
 	connectTime    prometheus.Histogram
@@ -60,6 +62,7 @@ func (m *metrics) init() {
 		m.bytes = single("bytes_total", "Bytes of answers sent to clients.")
 		m.caps = counter("caps_total", "Statements cut short by a cap.", "cap")
 		m.cancels = counter("cancels_total", "Cancel requests, by outcome.", "outcome")
+		m.signals = counter("signals_total", "Backends cancelled and ended on a person's behalf, by PostgreSQL's function.", "function")
 		m.auditTime = histogram("audit_write_seconds", "Time to write an audit record.", 0.00001)
 		m.auditFailed = single("audit_failures_total", "Audit records that could not be written.")
 		m.connectTime = histogram("upstream_connect_seconds", "Time to open an upstream connection.", 0.0005)
@@ -78,6 +81,7 @@ func (m *metrics) beginAtZero() {
 		m.errorsByClass:  append(strings.Fields(errorClasses), "other"),
 		m.caps:           {"max_rows", "max_bytes", "max_affected_rows", "statement_timeout"},
 		m.cancels:        {cancelSent, cancelCoalesced, cancelIdle, cancelTooLate, cancelUnsent, cancelFailed, cancelDropped, cancelRefused},
+		m.signals:        {policy.CancelBackend, policy.TerminateBackend},
 		m.connectFailure: {codeCannotConnect, codeInvalidAuthorization, "28P01", codeInvalidCatalogName, codeTooManyConnections, codeCannotConnectNow},
 	} {
 		for _, value := range values {
@@ -100,7 +104,7 @@ var endReasons = []string{
 // refusalRules are all rules that refuse a statement or a message, the policy's
 // and the session's.
 var refusalRules = []string{
-	"access", "canceled", "catalog", "copy", "deny", "encoding", "extended", "function", "function call", "length", "lift", "may_lift", "memory", "message", "only", "own_settings",
+	"access", "canceled", "catalog", "copy", "deny", "encoding", "extended", "function", "function call", "length", "lift", "may_lift", "may_signal", "memory", "message", "only", "own_settings",
 	"parse", "pinned_setting", "prepared", "protected_setting", "read_only", "reason", "require_reason", "require_where", "syntax", "tamper", "too_complex", "too_large",
 	"unknown", "unknown_setting",
 }
@@ -123,7 +127,7 @@ func (srv *Server) Collectors() []prometheus.Collector {
 		gauge("sessions", "Live sessions.", func() float64 { return float64(len(srv.live())) }),
 		gauge("sessions_limit", "Sessions that there may be; 0 = no limit.", func() float64 { return float64(srv.MaxSessions) }),
 		m.sessionsEnded, m.connsRefused, m.statements, m.refusals, m.errorsByClass, m.duration, m.rows, m.bytes,
-		m.caps, m.cancels, m.auditTime, m.auditFailed, m.connectTime, m.connectFailure,
+		m.caps, m.cancels, m.signals, m.auditTime, m.auditFailed, m.connectTime, m.connectFailure,
 	}
 }
 
@@ -132,6 +136,7 @@ func (m *metrics) refused(sqlstate string) { m.connsRefused.WithLabelValues(sqls
 func (m *metrics) refusal(rule string)     { m.refusals.WithLabelValues(rule).Inc() }
 func (m *metrics) capped(which string)     { m.caps.WithLabelValues(which).Inc() }
 func (m *metrics) cancel(outcome string)   { m.cancels.WithLabelValues(outcome).Inc() }
+func (m *metrics) signal(function string)  { m.signals.WithLabelValues(function).Inc() }
 
 // statement counts the statements of a message that is about to be sent.
 func (m *metrics) statement(kinds []string) {

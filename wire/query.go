@@ -51,7 +51,7 @@ func (s *session) serveQuery(st *statement, body []byte) *sessionError {
 			return e
 		}
 	}
-	d := policy.Decide(s.ctx, &st.rule, st.msg, policy.Session{Memory: &s.talk.memory, Reason: st.reason, Catalog: catalog{s}})
+	d := policy.Decide(s.ctx, &st.rule, st.msg, policy.Session{Memory: &s.talk.memory, Reason: st.reason, Catalog: catalog{s}, Owns: s.owns})
 	if d.Refusal != nil {
 		return s.deny(st, d)
 	}

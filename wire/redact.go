@@ -13,7 +13,7 @@ const deniedSQL = 4 << 10
 // -audit-sql says: that is of statements, which were masked when they were read.
 // Every record passes here.
 func redact(rec *audit.Record) {
-	for _, text := range []*string{&rec.Client, &rec.RequestedUser, &rec.Reason, &rec.EndReason, &rec.Database, &rec.Error} {
+	for _, text := range []*string{&rec.Client, &rec.RequestedUser, &rec.Reason, &rec.EndReason, &rec.Database, &rec.Error, &rec.VictimApplicationName} {
 		*text = policy.RedactText(*text)
 	}
 }

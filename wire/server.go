@@ -78,6 +78,8 @@ type Server struct {
 	history history
 	dropped droppedCancels
 	looks   looks
+	// monitors look at databases while somebody looks at them.
+	monitors monitors
 
 	// mu guards what follows. Lock order: Server.mu before those of a session.
 	mu        sync.Mutex
@@ -304,5 +306,6 @@ func (srv *Server) Close() error {
 		s.abort(shutdownError())
 	}
 	srv.running.Wait()
+	srv.monitors.close()
 	return nil
 }

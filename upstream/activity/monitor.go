@@ -41,24 +41,27 @@ type Monitor struct {
 // somebody looks. It must be closed.
 func NewMonitor(dial func(context.Context, upstream.Request) (*upstream.Conn, error), database string) *Monitor {
 	m := &Monitor{turn: make(chan struct{}, 1), linger: linger}
+	params := parameters("monitor")
+	params["default_transaction_read_only"] = "on"
 	m.dial = func(ctx context.Context) (*upstream.Conn, error) {
-		return dial(ctx, upstream.Request{Database: database, Params: parameters})
+		return dial(ctx, upstream.Request{Database: database, Params: params})
 	}
 	return m
 }
 
-// parameters keep the connection from holding up anybody, and make its answers
+// parameters keep a connection from holding up anybody, and make its answers
 // the same everywhere.
-var parameters = map[string]string{
-	"application_name":                    upstream.HelperName("monitor"),
-	"default_transaction_read_only":       "on",
-	"statement_timeout":                   "2s",
-	"lock_timeout":                        "500ms",
-	"idle_in_transaction_session_timeout": "5s",
-	"search_path":                         "pg_catalog",
-	"TimeZone":                            "UTC",
-	"jit":                                 "off",
-	"max_parallel_workers_per_gather":     "0",
+func parameters(task string) map[string]string {
+	return map[string]string{
+		"application_name":                    upstream.HelperName(task),
+		"statement_timeout":                   "2s",
+		"lock_timeout":                        "500ms",
+		"idle_in_transaction_session_timeout": "5s",
+		"search_path":                         "pg_catalog",
+		"TimeZone":                            "UTC",
+		"jit":                                 "off",
+		"max_parallel_workers_per_gather":     "0",
+	}
 }
 
 // Snapshot returns what the database is doing, as of a second ago at most. The

@@ -19,7 +19,7 @@ type Snapshot struct {
 	// (these may be another database's), or that have been busy for longer than
 	// LongAfter; no more than maxBackends, the waiting ones first, in the order
 	// in which they began to wait.
-	Backends []Backend `json:"backends"`
+	Backends []Backend `json:"backends,omitempty"`
 
 	Standby  bool       `json:"standby"`  // the server replays another's log
 	Replayed *time.Time `json:"replayed"` // on a standby: the last transaction replayed
@@ -41,16 +41,16 @@ const LongAfter = 10 * time.Second
 // the login may not see is empty.
 type Backend struct {
 	PID         int       `json:"pid"`
-	Start       time.Time `json:"backend_start"`
+	Start       time.Time `json:"backend_start,omitzero"`
 	Type        string    `json:"backend_type"`
 	Database    string    `json:"database"`
 	Role        string    `json:"role"`
 	Application string    `json:"application_name"`
 	Addr        string    `json:"addr"` // "local" for a Unix socket
 	State       string    `json:"state"`
-	StateSince  time.Time `json:"state_since"`
-	TxSince     time.Time `json:"tx_since"` // zero outside of a transaction
-	QuerySince  time.Time `json:"query_since"`
+	StateSince  time.Time `json:"state_since,omitzero"`
+	TxSince     time.Time `json:"tx_since,omitzero"` // zero outside of a transaction
+	QuerySince  time.Time `json:"query_since,omitzero"`
 	Event       string    `json:"wait_event"` // "Lock: tuple", "IO: DataFileRead"
 	Query       string    `json:"sql"`        // runs, or ran last; cut
 	Hidden      bool      `json:"hidden"`     // the login may see neither state nor statement
@@ -60,7 +60,7 @@ type Backend struct {
 	BlockedBy []int     `json:"blocked_by"`
 	WaitsFor  string    `json:"waits_for"` // "row of public.orders", "public.orders"
 	Mode      string    `json:"lock_mode"` // "ShareLock"
-	WaitSince time.Time `json:"wait_since"`
+	WaitSince time.Time `json:"wait_since,omitzero"`
 }
 
 // Waits reports whether the backend waits for another one.
@@ -74,6 +74,14 @@ type Replica struct {
 	Sync        string   `json:"sync_state"`
 	LagBytes    *int64   `json:"lag_bytes"`   // not replayed yet
 	LagSeconds  *float64 `json:"lag_seconds"` // of the last commit replayed; nil where there was none lately
+}
+
+// Lag is LagSeconds as a duration, 0 where there is none.
+func (r Replica) Lag() time.Duration {
+	if r.LagSeconds == nil {
+		return 0
+	}
+	return time.Duration(*r.LagSeconds * float64(time.Second))
 }
 
 // Slot is a replication slot.
@@ -92,6 +100,14 @@ const (
 	maxQuery    = 2048
 )
 
+// backendColumns are a Backend's but for its locks, from pg_stat_activity a.
+var backendColumns = fmt.Sprintf(`a.pid, a.backend_start, a.backend_type, a.datname AS database, a.usename AS role, a.application_name,
+		CASE WHEN a.client_addr IS NOT NULL THEN host(a.client_addr) WHEN a.client_port = -1 THEN 'local' END AS addr,
+		a.state, a.state_change AS state_since, a.xact_start AS tx_since, a.query_start AS query_since,
+		a.wait_event_type || ': ' || a.wait_event AS wait_event,
+		a.query = '<insufficient privilege>' AS hidden,
+		CASE WHEN a.query <> '<insufficient privilege>' THEN left(a.query, %d) END AS sql`, maxQuery)
+
 // backendsQuery asks who waits and who is busy. Who waits is read from
 // pg_locks, which everybody sees whole. pg_blocking_pids holds up the lock
 // manager for a moment, and so is called for those alone.
@@ -107,13 +123,7 @@ var backendsQuery = fmt.Sprintf(`WITH locks AS MATERIALIZED (
 	FROM locks w JOIN pg_stat_activity a ON a.pid = w.pid
 	WHERE NOT w.granted AND a.datname = current_database()
 ), backends AS (
-	SELECT a.pid, a.backend_start, a.backend_type, a.datname AS database, a.usename AS role, a.application_name,
-		CASE WHEN a.client_addr IS NOT NULL THEN host(a.client_addr) WHEN a.client_port = -1 THEN 'local' END AS addr,
-		a.state, a.state_change AS state_since, a.xact_start AS tx_since, a.query_start AS query_since,
-		a.wait_event_type || ': ' || a.wait_event AS wait_event,
-		a.query = '<insufficient privilege>' AS hidden,
-		CASE WHEN a.query <> '<insufficient privilege>' THEN left(a.query, %[1]d) END AS sql,
-		w.blockers AS blocked_by, w.mode AS lock_mode, w.waitstart AS wait_since,
+	SELECT %[1]s, w.blockers AS blocked_by, w.mode AS lock_mode, w.waitstart AS wait_since,
 		CASE WHEN w.locktype IN ('transactionid', 'tuple') THEN 'row' || coalesce(' of ' || w.relation::regclass, '')
 			WHEN w.locktype = 'relation' THEN w.relation::regclass::text
 			ELSE w.locktype || coalesce(' of ' || w.relation::regclass, '') END AS waits_for
@@ -125,7 +135,7 @@ var backendsQuery = fmt.Sprintf(`WITH locks AS MATERIALIZED (
 )
 SELECT json_build_object('at', clock_timestamp(), 'database', current_database(), 'login', current_user,
 	'sees_all', pg_has_role(current_user, 'pg_read_all_stats', 'USAGE'),
-	'backends', (SELECT json_agg(b) FROM backends b))`, maxQuery, int(LongAfter.Seconds()), maxBackends)
+	'backends', (SELECT json_agg(b) FROM backends b))`, backendColumns, int(LongAfter.Seconds()), maxBackends)
 
 // serverQuery asks about the server as a whole.
 const serverQuery = `WITH log AS MATERIALIZED (

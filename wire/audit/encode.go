@@ -45,6 +45,15 @@ func appendRecord(b []byte, r *Record, maxSQL int) []byte {
 	b = appendText(b, "verdict", r.Verdict)
 	b = appendText(b, "rule", r.Rule)
 
+	b = appendInt(b, "pid", r.PID)
+	b = appendText(b, "function", r.Function)
+	b = appendText(b, "backend_start", r.BackendStart)
+	b = appendText(b, "victim_role", r.VictimRole)
+	b = appendText(b, "victim_application_name", r.VictimApplicationName)
+	b = appendText(b, "victim_addr", r.VictimAddr)
+	b = appendText(b, "victim_user", r.VictimUser)
+	b = appendText(b, "victim_session", r.VictimSession)
+
 	b = appendText(b, "tag", r.Tag)
 	b = appendIntPtr(b, "rows", r.Rows)
 	b = appendIntPtr(b, "bytes", r.Bytes)

@@ -15,6 +15,7 @@ const (
 	Lift       Event = "lift"       // a cap or timeout changed, or a reason given
 	Tamper     Event = "tamper"     // a protected setting was seen changed
 	Observe    Event = "observe"    // somebody looked at another person's session
+	Signal     Event = "signal"     // another backend is about to be cancelled or ended
 	Disconnect Event = "disconnect" // why, how long, how much
 )
 
@@ -66,6 +67,17 @@ type Record struct {
 	Kinds       []string `json:"kinds,omitempty"`
 	Verdict     string   `json:"verdict,omitempty"` // "allow" or "deny"
 	Rule        string   `json:"rule,omitempty"`
+
+	// Whom a signal is for: the server process, whose it is, and, where it is a
+	// session of pgproxy's, the person's.
+	PID                   int64  `json:"pid,omitempty"`
+	Function              string `json:"function,omitempty"` // pg_cancel_backend or pg_terminate_backend
+	BackendStart          string `json:"backend_start,omitempty"`
+	VictimRole            string `json:"victim_role,omitempty"`
+	VictimApplicationName string `json:"victim_application_name,omitempty"`
+	VictimAddr            string `json:"victim_addr,omitempty"`
+	VictimUser            string `json:"victim_user,omitempty"`
+	VictimSession         string `json:"victim_session,omitempty"`
 
 	// What came of it.
 	Tag        string   `json:"tag,omitempty"` // the last CommandComplete

@@ -305,6 +305,14 @@ func tell(r *Record) string {
 		tellOutcome(&b, r)
 	case Observe:
 		fmt.Fprintf(&b, "session seen by %s", r.Observer)
+	case Signal:
+		fmt.Fprintf(&b, "signal: %s(%d)", r.Function, r.PID)
+		tellIf(&b, ", %s", r.VictimUser)
+		tellIf(&b, ", session %s", r.VictimSession)
+		tellIf(&b, ", role %s", r.VictimRole)
+		tellIf(&b, ", %s", r.VictimApplicationName)
+		tellIf(&b, ", from %s", r.VictimAddr)
+		tellIf(&b, " REFUSED by rule %s", r.Rule)
 	default:
 		b.WriteString(string(r.Event))
 		tellIf(&b, ": %s", r.EndReason)
