@@ -33,6 +33,9 @@ var outcomes = map[string]string{
 	"ended":     "The session is being ended.",
 	"late":      "There was nothing to cancel any more: the statement had ended.",
 	"gone":      "The session had already ended.",
+
+	"signalled":    "The backend was signalled.",
+	"backend gone": "There is no such backend any more; nothing was done.",
 }
 
 // question is what the confirmation page shows.

@@ -11,6 +11,12 @@
 //	POST /session/{id}/cancel    cancels it
 //	GET  /session/{id}/end       asks whether to end the session
 //	POST /session/{id}/end       ends it
+//	GET  /database               who waits for whom in a database, and what runs for long
+//	GET  /database.json
+//	GET  /backend/{pid}/cancel   asks whether to cancel what a backend of the server runs
+//	POST /backend/{pid}/cancel   cancels it
+//	GET  /backend/{pid}/end      asks whether to end the backend
+//	POST /backend/{pid}/end      ends it
 //	GET  /debug/pprof/           for those who may observe
 //	GET  /healthz, /readyz, /metrics
 //
@@ -50,6 +56,8 @@ type Server interface {
 	Cancel(ctx context.Context, by wire.Viewer, id string, seq int64) error
 	Kill(by wire.Viewer, id string) error
 	Observed(by wire.Viewer, id, user string) error
+	LookAt(ctx context.Context, v wire.Viewer, database string) (*wire.DatabaseView, error)
+	Signal(ctx context.Context, by wire.Viewer, sig wire.Signal) (sent bool, err error)
 }
 
 // Page is the configuration. All fields are set before Handler is called and
@@ -106,6 +114,12 @@ func (p *Page) Handler() http.Handler {
 	for verb := range acts {
 		mux.Handle("GET /session/{id}/"+verb, p.seen(func(w http.ResponseWriter, r *http.Request, v wire.Viewer) { p.ask(w, r, v, verb) }))
 		mux.Handle("POST /session/{id}/"+verb, p.seen(func(w http.ResponseWriter, r *http.Request, v wire.Viewer) { p.act(w, r, v, verb) }))
+	}
+	mux.Handle("GET /database", p.seen(p.showDatabase))
+	mux.Handle("GET /database.json", p.seen(p.databaseJSON))
+	for verb := range backendActs {
+		mux.Handle("GET /backend/{pid}/"+verb, p.seen(func(w http.ResponseWriter, r *http.Request, v wire.Viewer) { p.askBackend(w, r, v, verb) }))
+		mux.Handle("POST /backend/{pid}/"+verb, p.seen(func(w http.ResponseWriter, r *http.Request, v wire.Viewer) { p.signal(w, r, v, verb) }))
 	}
 	for name, serve := range profiles {
 		mux.Handle("GET /debug/pprof/"+name, p.profile(serve, name == "profile" || name == "trace"))

@@ -48,6 +48,7 @@ type proxy struct {
 	reach    health.Result
 	acts     []string
 	fail     error // what acts come to
+	view     func(v wire.Viewer, database string) (*wire.DatabaseView, error)
 }
 
 func (p *proxy) Sessions() []wire.Info {
@@ -78,6 +79,25 @@ func (p *proxy) Observed(by wire.Viewer, id, user string) error {
 		p.acts = append(p.acts, fmt.Sprintf("%s of %s seen by %s", id, user, by.Who()))
 	}
 	return p.fail
+}
+
+func (p *proxy) LookAt(_ context.Context, v wire.Viewer, database string) (*wire.DatabaseView, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.view == nil {
+		return nil, errors.New("out of reach")
+	}
+	return p.view(v, database)
+}
+
+func (p *proxy) Signal(_ context.Context, by wire.Viewer, sig wire.Signal) (bool, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.fail != nil {
+		return false, p.fail
+	}
+	p.acts = append(p.acts, fmt.Sprintf("%s(%d) of %s%d in %s by %s", sig.Function, sig.PID, sig.Session, sig.Start.Unix(), sig.Database, by.Who()))
+	return true, nil
 }
 
 func (p *proxy) note(by wire.Viewer, id, act string) error {
