@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 var (
 	psqlCommand = regexp.MustCompile(`^    (\S*psql -h 127\.0\.0\.1 -p \d+ -d shop)$`)
 	stepLine    = regexp.MustCompile(`^ *\d+\.\d s  \S`)
+	endCommand  = regexp.MustCompile(`SELECT pg_terminate_backend\(\d+\);`)
 	recordsPath = regexp.MustCompile(`^Audit records: +(\S+)$`)
 )
 
@@ -110,6 +111,19 @@ func TestDemo(t *testing.T) {
 		t.Errorf("bob may update: %v\n%s", err, out)
 	}
 	until("REFUSED")
+	blocked := "alice sees who blocks whom, and ends it"
+	out, err := psql(ctx, commands[0], "SHOW pgproxy.blockers")
+	if err != nil || !strings.Contains(out, "nightly-import") || !strings.Contains(out, "event-worker") {
+		t.Errorf("%s: %v\n%s", blocked, err, out)
+	}
+	end := endCommand.FindString(strings.Join(printed, "\n"))
+	if out, err := psql(ctx, commands[1], end); err == nil {
+		t.Errorf("bob may end the import: %s", out)
+	}
+	if out, err := psql(ctx, commands[0], end); err != nil || !strings.HasSuffix(out, "\nt\n") {
+		t.Errorf("%s: %s: %v\n%s", blocked, end, err, out)
+	}
+	until("signal: pg_terminate_backend(")
 
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)

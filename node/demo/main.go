@@ -54,8 +54,8 @@ type person struct {
 var people = []person{
 	{
 		login: "alice@example.com", device: "alice-laptop", port: 15432,
-		grant: `{"access": "write", "may_lift": true, "may_observe": true, "may_kill": true}`,
-		may:   "reads and writes, may raise the caps, sees and ends everybody's sessions",
+		grant: `{"access": "write", "may_lift": true, "may_observe": true, "may_kill": true, "may_signal": true}`,
+		may:   "reads and writes, may raise the caps, sees and ends everybody's sessions, and other programs'",
 	},
 	{
 		login: "bob@example.com", device: "bob-phone", port: 15433,
@@ -131,7 +131,7 @@ func endWithParent() error {
 type stage struct {
 	dir      string
 	postgres *upstreamtest.Server
-	importer *importer
+	jobs     *jobs
 	tailnet  *nodetest.Tailnet
 	proxy    *proxy
 	doors    []*door // one for each of people
@@ -236,7 +236,7 @@ func (s *stage) startPostgres(ctx context.Context) (err error) {
 	if err := loadShop(ctx, s.postgres); err != nil {
 		return err
 	}
-	s.importer, err = startImporter(ctx, s.postgres)
+	s.jobs, err = startJobs(ctx, s.postgres)
 	return err
 }
 
@@ -271,8 +271,8 @@ func (s *stage) close() {
 	if s.tailnet != nil {
 		wg.Go(func() { s.tailnet.Close() })
 	}
-	if s.importer != nil {
-		s.importer.stop()
+	if s.jobs != nil {
+		s.jobs.stop()
 	}
 	if s.postgres != nil {
 		wg.Go(func() { s.postgres.Stop() })
@@ -291,7 +291,7 @@ func (s *stage) introduce(w io.Writer) {
 		fmt.Fprintf(w, "\n%s on %s: %s.\n", p.login, p.device, p.may)
 		fmt.Fprintf(w, "    %s -h 127.0.0.1 -p %d -d %s\n", psql, s.doors[i].port, database)
 	}
-	fmt.Fprint(w, `
+	fmt.Fprintf(w, `
 Things to try:
     SHOW pgproxy.session;                              who you are, and what you may do
     \d+    SELECT * FROM stuck_orders;                 psql as ever
@@ -299,8 +299,12 @@ Things to try:
     UPDATE orders SET status = 'paid';                 refused: no WHERE
     UPDATE orders SET status = 'paid' WHERE id = 1337; not refused, for alice
     UPDATE events SET handled = true WHERE id = 7;     waits for a lock: Ctrl-C ends it
-    SELECT * FROM who_blocks_whom;                     ... and the other person sees why
-`)
+
+The shop stands still: its worker waits for a row that the nightly import has locked, and forgotten.
+    SHOW pgproxy.blockers;                             who waits for whom
+    SELECT pg_terminate_backend(%d);                 ends the import, for alice; on record
+    SHOW pgproxy.blockers;                             nobody waits any more
+`, s.jobs.importer.PID())
 	fmt.Fprintf(w, "\nAudit records:  %[1]s\nIn words:       %[2]s audit show -f %[1]s\nProxy's log:    %[3]s\n\n",
 		s.proxy.records, s.proxy.binary, s.proxy.log)
 }

@@ -31,30 +31,53 @@ func loadShop(ctx context.Context, pg *upstreamtest.Server) error {
 	return nil
 }
 
-// importer is the shop's nightly import, which holds a lock on a few events
-// and has forgotten about them.
-type importer struct{ conn *pgconn.PgConn }
+// jobs are two programs of the shop's: the nightly import holds locks on a few
+// events, and has forgotten about them; the worker waits for one of those.
+type jobs struct {
+	importer, worker *pgconn.PgConn
+	waited           chan struct{} // closed when the worker waits no more
+}
 
-func startImporter(ctx context.Context, pg *upstreamtest.Server) (*importer, error) {
+func startJobs(ctx context.Context, pg *upstreamtest.Server) (*jobs, error) {
+	j := &jobs{waited: make(chan struct{})}
+	var err error
+	if j.importer, err = connectJob(ctx, pg, "nightly-import"); err != nil {
+		return nil, err
+	}
+	if err := j.importer.Exec(ctx, "BEGIN; UPDATE events SET handled = true WHERE id <= 25").Close(); err != nil {
+		j.importer.Close(ctx)
+		return nil, fmt.Errorf("the import: %w", err)
+	}
+	if j.worker, err = connectJob(ctx, pg, "event-worker"); err != nil {
+		j.importer.Close(ctx)
+		return nil, err
+	}
+	go func() {
+		defer close(j.waited)
+		// It waits until somebody ends the import, or the demo.
+		j.worker.Exec(context.WithoutCancel(ctx), "UPDATE events SET handled = true WHERE id = 13").Close()
+	}()
+	return j, nil
+}
+
+func connectJob(ctx context.Context, pg *upstreamtest.Server, name string) (*pgconn.PgConn, error) {
 	config, err := pgconn.ParseConfig(pg.SocketDSN("app", database))
 	if err != nil {
 		return nil, err
 	}
-	config.RuntimeParams["application_name"] = "nightly-import"
+	config.RuntimeParams["application_name"] = name
 	conn, err := pgconn.ConnectConfig(ctx, config)
 	if err != nil {
-		return nil, fmt.Errorf("the import: %w", err)
+		return nil, fmt.Errorf("%s: %w", name, err)
 	}
-	i := &importer{conn: conn}
-	if err := conn.Exec(ctx, "BEGIN; UPDATE events SET handled = true WHERE id <= 25").Close(); err != nil {
-		i.stop()
-		return nil, fmt.Errorf("the import: %w", err)
-	}
-	return i, nil
+	return conn, nil
 }
 
-func (i *importer) stop() {
+// stop ends both. The import's locks go first, so that the worker waits no more.
+func (j *jobs) stop() {
 	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	i.conn.Close(ctx)
+	j.importer.Close(ctx)
+	<-j.waited
+	j.worker.Close(ctx)
 }
