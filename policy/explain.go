@@ -93,11 +93,16 @@ func (x *Explainer) judge(ctx context.Context, e *Explanation, sql string) error
 		return errors.New("there is no statement to judge")
 	}
 	base := *e.Rule
-	for _, st := range msg.Statements[:msg.Own()] {
+	own := msg.Own()
+	for _, st := range msg.Statements[:own] {
 		if r := overrides.Apply(base, st.Proxy); r != nil {
 			e.refuse(r)
 			return nil
 		}
+	}
+	if own < len(msg.Statements) && overrides.elevated.By == Approval {
+		e.refuse(RefuseAlone(NeedsPerson))
+		return nil
 	}
 	*e.Rule = overrides.Effective(base)
 	var cat Catalog

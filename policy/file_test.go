@@ -38,7 +38,7 @@ func TestRuleFor(t *testing.T) {
 	byDefault.Source, byDefault.Access, byDefault.MaxRows = "default", Read, 500
 	forAlice := Rule{
 		Source: `callers "alice@example.com"`, Access: Admin, Where: WhereFree,
-		StatementTimeout: 5 * time.Minute, MayLift: true, MayObserve: true, MayKill: true,
+		StatementTimeout: 5 * time.Minute, MayLift: true, MayObserve: true, MayKill: true, MayApprove: true,
 	}
 	forBob := base
 	forBob.Source = `callers "bob@example.com"`
@@ -48,6 +48,8 @@ func TestRuleFor(t *testing.T) {
 	forCI := base
 	forCI.Source, forCI.Access, forCI.MaxRows = `callers "tag:ci"`, Read, 100
 	forBoth := base
+	forCI.Elevate = Elevate{Write, WithReason, 15 * time.Minute}
+	forBoth.Elevate = forCI.Elevate
 	forBoth.Source, forBoth.MaxRows = `callers "tag:ci" + callers "tag:deploy"`, 100
 
 	for _, tt := range []struct {

@@ -94,6 +94,8 @@ func addRules(a, b Rule) (Rule, bool) {
 		MayObserve:               a.MayObserve || b.MayObserve,
 		MayKill:                  a.MayKill || b.MayKill,
 		MaySignal:                a.MaySignal || b.MaySignal,
+		Elevate:                  wider(a.Elevate, b.Elevate),
+		MayApprove:               a.MayApprove || b.MayApprove,
 		RequireReason:            a.RequireReason && b.RequireReason,
 		Contact:                  a.Contact,
 	}, ok
@@ -183,6 +185,8 @@ func (r Rule) Describe() []string {
 	add(r.Access > Read && r.Where == WhereRequired, "UPDATE and DELETE need a WHERE clause")
 	add(r.Access > Read && r.Where == WhereKey, "UPDATE and DELETE must name a row by its key")
 	add(r.Access > Read && r.RequireReason, "writes need pgproxy.reason")
+	add(r.Elevate.Access > r.Access, "SET pgproxy.access gives %s", r.Elevate)
+	add(r.MayApprove, "other people's access requests may be answered")
 	add(r.MayLift, "limits may be lifted for the session")
 	add(r.MaySignal, "other backends may be cancelled and ended")
 	return words

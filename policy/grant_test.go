@@ -32,6 +32,7 @@ func TestGrantsAddUp(t *testing.T) {
 		{"key and required", []string{`{"require_where":"key"}`, `{"require_where":true}`}, func(r *Rule) { r.Where = WhereRequired }},
 		{"reason if all want it", []string{`{"require_reason":true}`, `{"require_reason":true}`}, func(r *Rule) { r.RequireReason = true }},
 		{"no reason if one does not", []string{`{"require_reason":true}`, `{}`}, func(r *Rule) {}},
+		{"approver", []string{`{}`, `{"may_approve":true}`}, func(r *Rule) { r.MayApprove = true }},
 		{"unreadable gives nothing", []string{`{"access":"read"}`, `{"access":"admin","deny":["DELETE"]}`}, func(r *Rule) { r.Access = Read }},
 	} {
 		t.Run(tt.name, func(t *testing.T) {

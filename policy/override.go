@@ -20,8 +20,9 @@ import (
 // MayLift, asked for at the time of the SET and again whenever the rule
 // changes: see Effective.
 type Overrides struct {
-	limits map[string]int64 // by name; in the unit of the limit, 0 for none
-	reason string
+	limits   map[string]int64 // by name; in the unit of the limit, 0 for none
+	reason   string
+	elevated Elevate // what the access was raised to
 }
 
 // limit is one of the limits a session may change. Its value is an int64, in
@@ -99,7 +100,7 @@ func timeoutLimit(name string, field func(*Rule) *time.Duration) limit {
 
 // Shows are the names of SHOW pgproxy.… beside those of the settings that a
 // session may change.
-var Shows = []string{"session", "limits", "access", "sessions", "blockers"}
+var Shows = []string{"session", "limits", "access", "requests", "sessions", "blockers"}
 
 // unknownShow refuses a SHOW of what there is not; nil for all other commands.
 func (cmd *ProxyCommand) unknownShow() *Refusal {
@@ -127,8 +128,13 @@ func limitNamed(name string) (limit, bool) {
 // overrides. A nil result means that it is done.
 func (o *Overrides) Set(base Rule, name, value string) *Refusal {
 	name = strings.ToLower(name)
-	if name == "reason" {
+	switch name {
+	case "reason":
 		return o.setReason(value)
+	case "access":
+		return o.setAccess(base, value)
+	case "approve", "refuse":
+		return setAnswer(base, name)
 	}
 	lim, ok := limitNamed(name)
 	if !ok {
@@ -183,6 +189,8 @@ func (o *Overrides) Reset(name string) *Refusal {
 		*o = Overrides{}
 	case name == "reason":
 		o.reason = ""
+	case name == "access":
+		o.elevated = Elevate{}
 	case ok:
 		delete(o.limits, name)
 	default:
@@ -209,7 +217,7 @@ func refuseSetting(name string) *Refusal {
 	return &Refusal{
 		Code:    "42704",
 		Message: fmt.Sprintf("unrecognized configuration parameter %q", "pgproxy."+name),
-		Hint:    fmt.Sprintf("A session may set %s and pgproxy.reason.", strings.Join(names, ", ")),
+		Hint:    fmt.Sprintf("A session may set %s, pgproxy.access and pgproxy.reason.", strings.Join(names, ", ")),
 		Rule:    "unknown_setting",
 	}
 }
@@ -232,14 +240,17 @@ func (o *Overrides) Apply(base Rule, cmd *ProxyCommand) *Refusal {
 }
 
 // Effective is base as this session changed it. A limit that is looser than
-// base's holds only while base has MayLift: when a rule is narrowed, earlier
-// overrides go with it.
+// base's holds only while base has MayLift, and a raised access only while base
+// would give it as easily: when a rule is narrowed, what it gave goes with it.
 func (o *Overrides) Effective(base Rule) Rule {
-	if len(o.limits) == 0 {
+	if len(o.limits) == 0 && o.elevated == (Elevate{}) {
 		return base
 	}
 	rule, given := base, base
 	rule.given = &given
+	if o.elevated.Access > base.Access && base.Elevate.Covers(o.elevated) {
+		rule.Access = o.elevated.Access
+	}
 	for _, lim := range limits {
 		v, ok := o.limits[lim.name]
 		if ok && (base.MayLift || !looserLimit(v, lim.get(&base))) {
@@ -307,7 +318,9 @@ func parseTimeout(s string) (int64, bool) {
 
 // Clone returns a copy that can be changed by itself.
 func (o *Overrides) Clone() Overrides {
-	return Overrides{limits: maps.Clone(o.limits), reason: o.reason}
+	c := *o
+	c.limits = maps.Clone(o.limits)
+	return c
 }
 
 func formatTimeout(millis int64) string {

@@ -101,6 +101,7 @@ var fileOnly = map[string]bool{"deny": true, "only": true}
 // rule reads a rule object over the defaults.
 func (r *reader) rule(v hujson.Value) Rule {
 	rule := DefaultRule()
+	var elevateAt hujson.Value
 	fields := map[string]func(hujson.Value){
 		"access":                              func(v hujson.Value) { rule.Access = r.access(v) },
 		"allow":                               func(v hujson.Value) { rule.Allow = r.words(v) },
@@ -115,6 +116,8 @@ func (r *reader) rule(v hujson.Value) Rule {
 		"may_observe":                         func(v hujson.Value) { rule.MayObserve = r.boolean(v) },
 		"may_kill":                            func(v hujson.Value) { rule.MayKill = r.boolean(v) },
 		"may_signal":                          func(v hujson.Value) { rule.MaySignal = r.boolean(v) },
+		"elevate":                             func(v hujson.Value) { rule.Elevate, elevateAt = r.elevate(v), v },
+		"may_approve":                         func(v hujson.Value) { rule.MayApprove = r.boolean(v) },
 		"require_reason":                      func(v hujson.Value) { rule.RequireReason = r.boolean(v) },
 	}
 	if !r.grant {
@@ -122,6 +125,9 @@ func (r *reader) rule(v hujson.Value) Rule {
 		fields["only"] = func(v hujson.Value) { rule.Only = r.only(v) }
 	}
 	r.object(v, "a rule", fields)
+	if to := rule.Elevate.Access; to != NoAccess && to <= rule.Access {
+		r.fail(elevateAt, "elevate to %q raises nothing: the rule's access is %q", to, rule.Access)
+	}
 	return rule
 }
 

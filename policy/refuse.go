@@ -319,6 +319,9 @@ func wayOut(rule *Rule, needs Access, word string) string {
 	if word != "" {
 		needed += fmt.Sprintf(" or \"allow\": [%q]", word)
 	}
+	if raise := rule.raise(needs); raise != "" {
+		return raise
+	}
 	return fmt.Sprintf("Your rule%s would need %s. %s", rule.source(), needed, rule.Ask())
 }
 

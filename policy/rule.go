@@ -83,6 +83,11 @@ type Rule struct {
 	DryRun bool
 	// MaySignal cancels and ends other backends of the database.
 	MaySignal bool
+	// Elevate is the access that the caller may raise a session to; the zero
+	// value is none.
+	Elevate Elevate
+	// MayApprove lets the caller answer other people's access requests.
+	MayApprove bool
 	// RequireReason wants pgproxy.reason set before a statement that writes.
 	RequireReason bool
 	// Contact is whom to ask for what this rule does not give: "#dba", a URL;
