@@ -261,6 +261,7 @@ func (p *proxy) server(at place, records *audit.Writer, judge *policy.Judge) *wi
 		WhoIs:              whoIs(at, p.Port),
 		Rules:              p.Rule,
 		Dial:               p.Dial,
+		Login:              p.Login,
 		Judge:              judge,
 		Audit:              records,
 		Redaction:          p.AuditSQL,

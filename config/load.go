@@ -167,11 +167,20 @@ func (p *Loaded) Rule(caller policy.Caller) (policy.Rule, error) {
 // Dial opens a session's upstream connection. A session that may only read goes
 // to the login for that, where the policy names one.
 func (p *Loaded) Dial(ctx context.Context, req upstream.Request) (*upstream.Conn, error) {
-	login := p.Upstream
-	if read := p.inForce.Load().readLogin; read != nil && req.Params["default_transaction_read_only"] == "on" {
-		login = read
+	return p.loginFor(req.Params["default_transaction_read_only"] == "on").Dial(ctx, req)
+}
+
+// Login is the login of sessions with that access, as Config.Describe of package
+// upstream tells it.
+func (p *Loaded) Login(access policy.Access) string {
+	return p.loginFor(access == policy.Read).Describe()
+}
+
+func (p *Loaded) loginFor(readOnly bool) *upstream.Config {
+	if read := p.inForce.Load().readLogin; read != nil && readOnly {
+		return read
 	}
-	return login.Dial(ctx, req)
+	return p.Upstream
 }
 
 // Greet logs in to a database and out, in the time that a session would have.

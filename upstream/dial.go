@@ -47,6 +47,8 @@ type Conn struct {
 	Addr string
 	// Database is the database connected to.
 	Database string
+	// Login is the Config that has dialled, as its Describe tells it.
+	Login string
 	// Version is the server's major version, 0 when it does not say.
 	Version int
 
@@ -105,6 +107,7 @@ func (c *Config) dial(ctx context.Context, req Request, withCheck bool) (*Conn, 
 		return nil, err // not possible for a connection just made
 	}
 	conn := at.handOver(hc)
+	conn.Login = c.Describe()
 	if err := check(hc); err != nil {
 		conn.Close()
 		return nil, err

@@ -13,6 +13,8 @@ import (
 type Viewer struct {
 	policy.Caller
 	Rule policy.Rule
+	// Again asks anew who is there and what they may do. nil = it cannot be asked.
+	Again func(context.Context) (policy.Caller, policy.Rule, error)
 }
 
 // owns: everybody sees and ends their own.

@@ -134,7 +134,7 @@ func (s *session) terminate() {
 // same role.
 func (s *session) terminateBackend(ctx context.Context) error {
 	params := map[string]string{"application_name": upstream.HelperName("end")}
-	if s.talk.readLogin {
+	if s.talk.readLogin.Load() {
 		params["default_transaction_read_only"] = "on"
 	}
 	up, err := s.srv.Dial(ctx, upstream.Request{Database: s.database, Params: params})
@@ -142,9 +142,9 @@ func (s *session) terminateBackend(ctx context.Context) error {
 		return err
 	}
 	defer up.Close()
-	if up.Addr != s.up.Addr { // of several hosts; there the number may be anybody's
+	if up.Addr != s.up.Load().Addr { // of several hosts; there the number may be anybody's
 		return fmt.Errorf("a new connection reaches another server, %s", up.Addr)
 	}
-	_, err = up.Query(ctx, fmt.Sprintf("SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = %d AND usename = current_user", s.up.PID))
+	_, err = up.Query(ctx, fmt.Sprintf("SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE pid = %d AND usename = current_user", s.up.Load().PID))
 	return err
 }

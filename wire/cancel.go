@@ -9,8 +9,8 @@ import (
 	"pgproxy/policy"
 )
 
-// cancelKey is what a CancelRequest names its session by. It is the
-// upstream's own, handed on to the client unchanged.
+// cancelKey is what a CancelRequest names its session by. It is that of the
+// session's first upstream connection, handed on to the client unchanged.
 type cancelKey struct {
 	pid uint32
 	key string
@@ -29,13 +29,13 @@ func (k *cancelKeys) add(s *session) {
 	if k.sessions == nil {
 		k.sessions = make(map[uint32][]*session)
 	}
-	k.sessions[s.up.PID] = append(k.sessions[s.up.PID], s)
+	k.sessions[s.key.pid] = append(k.sessions[s.key.pid], s)
 }
 
 func (k *cancelKeys) remove(s *session) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	list := k.sessions[s.up.PID]
+	list := k.sessions[s.key.pid]
 	for i, other := range list {
 		if other == s {
 			list = append(list[:i:i], list[i+1:]...)
@@ -43,9 +43,9 @@ func (k *cancelKeys) remove(s *session) {
 		}
 	}
 	if len(list) == 0 {
-		delete(k.sessions, s.up.PID)
+		delete(k.sessions, s.key.pid)
 	} else {
-		k.sessions[s.up.PID] = list
+		k.sessions[s.key.pid] = list
 	}
 }
 
@@ -53,7 +53,7 @@ func (k *cancelKeys) find(key *cancelKey) *session {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for _, s := range k.sessions[key.pid] {
-		if subtle.ConstantTimeCompare(s.up.Key, []byte(key.key)) == 1 {
+		if subtle.ConstantTimeCompare([]byte(s.key.key), []byte(key.key)) == 1 {
 			return s
 		}
 	}

@@ -349,7 +349,7 @@ func cancelTime(t *testing.T, p *proxy) time.Duration {
 	var times []time.Duration
 	for range 9 {
 		began := time.Now()
-		if _, err := s.up.Cancel(t.Context()); err != nil {
+		if _, err := s.up.Load().Cancel(t.Context()); err != nil {
 			t.Fatal(err)
 		}
 		times = append(times, time.Since(began))
@@ -404,7 +404,7 @@ func TestCancelWithoutTheGateHitsTheNext(t *testing.T) {
 	_, hits, next := cancelTrials(t, 10_000, func(next int64) bool { return next > 0 }, func(s *session, number uint64) *sync.WaitGroup {
 		var wg sync.WaitGroup
 		if s.backend.Running() == number {
-			wg.Go(func() { s.up.Cancel(context.Background()) })
+			wg.Go(func() { s.up.Load().Cancel(context.Background()) })
 		}
 		return &wg
 	})

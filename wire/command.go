@@ -24,8 +24,10 @@ func (s *session) tryOwn(st *statement) *policy.Refusal {
 	}
 	if refusal != nil {
 		refusal.Position = 0
-		cmd := own[bad].Proxy
-		s.lifted(st.seq, cmd.Verb, cmd.Name, cmd.Value, refusal)
+		s.notDone(st, own[bad].Proxy, refusal)
+		return refusal
+	}
+	if refusal := s.raisesAlone(st, &rule); refusal != nil {
 		return refusal
 	}
 	st.rule, st.reason = rule, reason
@@ -50,12 +52,39 @@ func (s *session) serveOwn(st *statement) (tag string, e *sessionError) {
 			}
 			continue
 		}
-		if r := s.lift(cmd.Verb, cmd.Name, cmd.Value); r != nil {
-			return tag, refused("ERROR", r)
+		if e := s.set(cmd); e != nil {
+			return tag, e
 		}
 		s.Send(frame.AppendComplete(nil, tag))
 	}
 	return tag, nil
+}
+
+// set serves a SET or RESET.
+func (s *session) set(cmd *policy.ProxyCommand) *sessionError {
+	switch {
+	case cmd.Verb == "SET" && cmd.Name == "access":
+		return s.setAccess(cmd)
+	case cmd.Name == "approve", cmd.Name == "refuse":
+		return s.answerRequest(cmd.Value, cmd.Name == "approve")
+	}
+	if r := s.lift(cmd.Verb, cmd.Name, cmd.Value); r != nil {
+		return refused("ERROR", r)
+	}
+	s.tellOver() // RESET may end a raised access
+	return s.settleLogin()
+}
+
+// notDone records one of pgproxy's own statements that is refused.
+func (s *session) notDone(st *statement, cmd *policy.ProxyCommand, r *policy.Refusal) {
+	if cmd.Name != "access" {
+		s.lifted(st.seq, cmd.Verb, cmd.Name, cmd.Value, r)
+		return
+	}
+	access, _ := policy.ReadAccess(cmd.Value)
+	if err := s.elevated(stepRefused, elevation{Elevate: policy.Elevate{Access: access}}, r); err != nil {
+		s.unrecorded("ERROR", err)
+	}
 }
 
 // shows are the answers to SHOW pgproxy.…, by policy.Shows.
@@ -63,7 +92,7 @@ var shows = map[string]func(*session) *sessionError{
 	"session": func(s *session) *sessionError {
 		return s.table([]string{"property", "value"}, [][]string{
 			{"session", s.id}, {"user", s.caller.Who()}, {"node", s.caller.Node}, {"address", s.caller.Addr},
-			{"database", s.database}, {"upstream", s.up.Addr}, {"upstream_pid", itoa(int64(s.up.PID))},
+			{"database", s.database}, {"upstream", s.up.Load().Addr}, {"upstream_pid", itoa(int64(s.up.Load().PID))},
 			{"application_name", s.stamp}, {"since", s.began.UTC().Format(time.RFC3339)}, {"reason", s.ruling.reason()},
 		})
 	},
@@ -79,8 +108,12 @@ var shows = map[string]func(*session) *sessionError{
 		for _, line := range s.ruling.rule().Describe() {
 			rows = append(rows, []string{line})
 		}
+		if e, ok := s.ruling.elevation(); ok {
+			rows = append(rows, []string{e.words() + ", then " + s.ruling.policy().Access.String() + " access again"})
+		}
 		return s.table([]string{"access"}, rows)
 	},
+	"requests": func(s *session) *sessionError { return s.table(requestColumns, s.requestRows()) },
 	"sessions": func(s *session) *sessionError { return s.table(sessionColumns, s.sessionRows()) },
 	"blockers": (*session).showBlockers,
 }

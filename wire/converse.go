@@ -105,8 +105,7 @@ func (s *session) rest() *sessionError {
 		return e
 	}
 	if frame.IsDeadline(err) {
-		s.tellNews()
-		return nil
+		return s.tellNews()
 	}
 	if err != nil {
 		return clientEnded(err)
@@ -116,11 +115,14 @@ func (s *session) rest() *sessionError {
 
 // tellNews tells the client, between two messages of its, that it may do
 // something else now.
-func (s *session) tellNews() {
+func (s *session) tellNews() *sessionError {
+	s.tellOver()
 	if _, _, news := s.ruling.begin(); news != nil {
 		s.Send(news.append(nil))
-		s.Flush()
 	}
+	e := s.settleLogin()
+	s.Flush()
+	return e
 }
 
 // endNow is why a session at rest is to end now, if it is. While the server

@@ -219,8 +219,8 @@ func (s *session) showBlockers() *sessionError {
 	if len(view.Waiting) == 0 {
 		notes = append([]string{"Nobody waits for a lock in database " + s.database + "."}, notes...)
 	}
-	if view.Upstream != s.up.Addr {
-		notes = append(notes, fmt.Sprintf("This is the server %s; your session is on %s.", view.Upstream, s.up.Addr))
+	if addr := s.up.Load().Addr; view.Upstream != addr {
+		notes = append(notes, fmt.Sprintf("This is the server %s; your session is on %s.", view.Upstream, addr))
 	}
 	for _, note := range notes {
 		s.Send((&sessionError{severity: "NOTICE", code: "00000", message: "pgproxy: " + note}).append(nil))

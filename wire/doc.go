@@ -13,7 +13,8 @@ A session is put together from parts, each in the file of its name:
 	clientConn   the client's connection: what was read ahead, what is queued (client.go)
 	lifecycle    phase, clocks, the running statement, why the session is to end;
 	             all of it under one mutex, and without I/O
-	ruling       the rule in force: policy's, with what the user has changed of it
+	ruling       the rule in force: policy's, with what the user has changed of it,
+	             and an access that is raised for now
 	journal      a method for each event: record, counter, history and log line
 	Backend      the server's end: package exchange
 
@@ -71,6 +72,7 @@ from other goroutines:
 	processing  nobody for long internal, running, idle       -
 	internal    the upstream    processing                    internalTimeout
 	running     the upstream    processing                    statement_timeout, and a little
+	asking      another person  processing                    requestLife
 	ended       the client      -                             a second
 
 A statement of more than 64 KiB waits for its share of memory, and a text of
@@ -83,6 +85,10 @@ maxPending of those, and maxPendingHost from one address. A write to the client
 that makes no progress has writeProgress, a cancel request cancelTimeout, an end
 endGrace. No statement sets a timer: Server.keep looks at all sessions every
 tickInterval.
+
+An access that was raised may call for another login. Then the session gets
+another upstream connection, at rest and outside of a transaction (reconnect.go):
+the Backend stays, and with it the gate, and the client keeps its cancel key.
 
 # Messages
 

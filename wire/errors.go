@@ -20,6 +20,7 @@ const (
 	codeFeatureNotSupported  = "0A000"
 	codeBadEncoding          = "22021"
 	codeFailedTransaction    = "25P02"
+	codeActiveTransaction    = "25001"
 	codeIdleInTransaction    = "25P03"
 	codeInvalidAuthorization = "28000"
 	codeInvalidCatalogName   = "3D000"

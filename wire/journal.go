@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"sync"
 	"sync/atomic"
 	"time"
 
 	"pgproxy/policy"
+	"pgproxy/upstream"
 	"pgproxy/upstream/activity"
 	"pgproxy/wire/audit"
 	"pgproxy/wire/exchange"
@@ -23,10 +25,12 @@ type journal struct {
 	srv *Server
 	log *slog.Logger
 	// about is what every record of the session says. The session's goroutine
-	// fills it in before the session is ready.
-	about  audit.Record
-	reason func() string // the user's, now
-	totals totals
+	// fills it in before the session is ready. From there on aboutMu guards what of
+	// it may change, its upstream.
+	about   audit.Record
+	aboutMu sync.Mutex
+	terms   *ruling // the session's
+	totals  totals
 
 	redactor policy.Redactor // the session goroutine's own
 }
@@ -46,9 +50,21 @@ func (j *journal) identified(c policy.Caller) {
 
 // record makes a record of the session.
 func (j *journal) record(event audit.Event) *audit.Record {
+	j.aboutMu.Lock()
 	rec := j.about
-	rec.Time, rec.Event, rec.Reason = time.Now(), event, j.reason()
+	j.aboutMu.Unlock()
+	rec.Time, rec.Event, rec.Reason = time.Now(), event, j.terms.reason()
+	if e, ok := j.terms.elevation(); ok {
+		e.describe(&rec)
+	}
 	return &rec
+}
+
+// moved takes the server that the session has from now on.
+func (j *journal) moved(up *upstream.Conn) {
+	j.aboutMu.Lock()
+	defer j.aboutMu.Unlock()
+	j.about.Upstream, j.about.UpstreamPID = up.Addr, up.PID
 }
 
 // connected tells that the session is ready.
@@ -56,7 +72,7 @@ func (j *journal) connected(client string, access policy.Access) error {
 	if err := j.srv.write(j.record(audit.Connect)); err != nil {
 		return err
 	}
-	j.log.Info("session started", "client", client, "access", access.String())
+	j.log.Info("session started", "client", client, "access", access.String(), "upstream_pid", j.about.UpstreamPID)
 	return nil
 }
 
@@ -147,6 +163,47 @@ func (j *journal) lifted(seq int64, verb, name, value string, r *policy.Refusal)
 	}
 	j.redactLift(rec, verb, name, value, r)
 	j.srv.record(rec)
+}
+
+// The steps of raising a session's access, as records have them.
+const (
+	stepAsked   = "asked"
+	stepGiven   = "given"
+	stepRefused = "refused"
+	stepDenied  = "denied" // somebody wanted to answer a request who may not
+	stepEnded   = "ended"  // what was given, or a request that nobody has answered
+)
+
+// elevated tells of a step of raising the session's access. r is why it was
+// refused, nil where it was not.
+func (j *journal) elevated(step string, e elevation, r *policy.Refusal) error {
+	rec := j.record(audit.Elevate)
+	e.describe(rec)
+	rec.Step, rec.Request, rec.EndReason = step, e.request, e.why
+	if e.approver != nil {
+		rec.Approver = e.approver.name()
+	}
+	switch {
+	case r != nil:
+		rec.Verdict, rec.SQLState, rec.Error, rec.Rule = "deny", r.Code, r.Message, r.Rule
+		j.srv.metrics.refusal(r.Rule)
+	case step == stepGiven:
+		rec.Verdict = "allow"
+	}
+	if err := j.srv.write(rec); err != nil {
+		return err
+	}
+	j.log.Info("access "+step, "access", rec.Access, "request", rec.Request, "approver", rec.Approver, "why", rec.EndReason+rec.Error)
+	return nil
+}
+
+// describe puts an elevation into a record.
+func (e elevation) describe(rec *audit.Record) {
+	rec.Access, rec.Until = e.Access.String(), nil
+	if !e.until.IsZero() {
+		until := e.until.UTC()
+		rec.Until = &until
+	}
 }
 
 // tampered tells that a protected setting was found changed.

@@ -45,6 +45,8 @@ const (
 	internal
 	// running: the client's message is on the server.
 	running
+	// asking: the client's statement waits for another person's answer.
+	asking
 	// ended: nothing leads out of it.
 	ended
 )
@@ -145,7 +147,7 @@ func (l *lifecycle) enter(p phase, txStatus byte) {
 		l.unsent = false
 	case processing:
 		l.setBusy(true)
-	case ended:
+	case asking, ended:
 		l.setBusy(false)
 	}
 	if l.nudged {
@@ -260,6 +262,19 @@ func (l *lifecycle) tick(now time.Time, lim limits) {
 		l.tickIdle(now, lim)
 	case internal, running:
 		l.tickRunning(now)
+	case asking:
+		l.tickAsking(now, lim)
+	}
+}
+
+// tickAsking looks after a session that waits for a person, which may take long
+// and is no idleness.
+func (l *lifecycle) tickAsking(now time.Time, lim limits) {
+	if lim.draining {
+		l.settleLocked(shutdownError(), now)
+	}
+	if now.Sub(l.since) > watchAfter {
+		l.watchLocked(true)
 	}
 }
 
@@ -412,7 +427,7 @@ func (l *lifecycle) cancel(seq int64, by string) (found cancelFinds, at int64, n
 	switch {
 	case seq != 0 && seq != l.seq:
 		return findsAnother, seq, 0
-	case l.unsent && (l.phase == processing || l.phase == internal):
+	case l.unsent && (l.phase == processing || l.phase == internal || l.phase == asking):
 		l.cancelled, l.cancelledBy = true, by
 		if l.interrupt != nil {
 			l.interrupt()
@@ -459,6 +474,8 @@ func (l *lifecycle) state() string {
 		return "ending"
 	case l.phase == running || l.phase == internal:
 		return "active"
+	case l.phase == asking:
+		return "waiting for approval"
 	case l.txStatus == 'T':
 		return "idle in transaction"
 	case l.txStatus == 'E':

@@ -8,6 +8,7 @@ import (
 	"unicode/utf8"
 
 	"pgproxy/policy"
+	"pgproxy/upstream"
 	"pgproxy/wire/exchange"
 	"pgproxy/wire/frame"
 )
@@ -31,23 +32,23 @@ func (s *session) chooseDatabase() *sessionError {
 	return nil
 }
 
-// parameters are the upstream connection's startup parameters: the caller's
-// stamp and identity, the rule's timeouts, and of the client's own settings
-// those that the same SET would be allowed to change. With them it returns the
-// rule they follow.
-func (s *session) parameters() (map[string]string, policy.Rule, *sessionError) {
+// readSettings reads the settings that the client gave at connect, and keeps
+// those that the same SET would be allowed to change.
+func (s *session) readSettings() *sessionError {
 	s.stamp = Stamp(s.caller, s.id)
 	s.about.ApplicationName = s.stamp
-	asked := slices.Clone(s.startup.settings)
 	options, e := parseOptions(s.startup.options)
 	if e != nil {
-		return nil, policy.Rule{}, e
+		return e
 	}
-	theirs, e := s.admitSettings(append(asked, options...))
-	if e != nil {
-		return nil, policy.Rule{}, e
-	}
-	rule := s.ruling.rule()
+	s.theirs, e = s.admitSettings(append(slices.Clone(s.startup.settings), options...))
+	return e
+}
+
+// parameters are the startup parameters of an upstream connection under a rule:
+// the caller's stamp and identity, the rule's timeouts, and the client's own
+// settings.
+func (s *session) parameters(rule *policy.Rule) map[string]string {
 	params := map[string]string{
 		"application_name":                    s.stamp,
 		"pgproxy.user":                        s.caller.Who(),
@@ -56,20 +57,21 @@ func (s *session) parameters() (map[string]string, policy.Rule, *sessionError) {
 		"statement_timeout":                   exchange.Millis(rule.StatementTimeout),
 		"idle_in_transaction_session_timeout": exchange.Millis(rule.IdleInTransactionTimeout),
 	}
+	s.talk.readLogin.Store(rule.Access == policy.Read)
 	if rule.Access == policy.Read {
 		params["default_transaction_read_only"] = "on"
-		s.talk.readLogin = true
 	}
-	_, set := theirs["statement_timeout"]
+	_, set := s.theirs["statement_timeout"]
 	s.talk.ownTimeout = set && rule.Access == policy.Admin
-	maps.Copy(params, theirs)
-	return params, rule, nil
+	maps.Copy(params, s.theirs)
+	return params
 }
 
 // appendWelcome appends all that stands between AuthenticationOk and the first
 // ReadyForQuery, inclusive.
 func (s *session) appendWelcome(dst []byte) []byte {
-	for _, n := range s.up.Notices {
+	up := s.up.Load()
+	for _, n := range up.Notices {
 		if b, err := n.Encode(nil); err == nil {
 			dst = append(dst, b...)
 		}
@@ -77,12 +79,18 @@ func (s *session) appendWelcome(dst []byte) []byte {
 	if !s.talk.quiet {
 		dst = s.notice().append(dst)
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.up.Params)) {
-		dst = frame.AppendParameter(dst, name, s.up.Params[name])
-	}
-	key := binary.BigEndian.AppendUint32(nil, s.up.PID)
-	dst = frame.Append(dst, 'K', append(key, s.up.Key...)...)
+	dst = appendParameters(dst, up)
+	key := binary.BigEndian.AppendUint32(nil, s.key.pid)
+	dst = frame.Append(dst, 'K', append(key, s.key.key...)...)
 	return frame.AppendReady(dst, s.backend.Status())
+}
+
+// appendParameters appends what the server has said of its settings.
+func appendParameters(dst []byte, up *upstream.Conn) []byte {
+	for _, name := range slices.Sorted(maps.Keys(up.Params)) {
+		dst = frame.AppendParameter(dst, name, up.Params[name])
+	}
+	return dst
 }
 
 // noticeWidth is what psql shows of a NOTICE in a line of 100 columns.

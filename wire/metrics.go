@@ -104,7 +104,7 @@ var endReasons = []string{
 // refusalRules are all rules that refuse a statement or a message, the policy's
 // and the session's.
 var refusalRules = []string{
-	"access", "canceled", "catalog", "copy", "deny", "encoding", "extended", "function", "function call", "length", "lift", "may_lift", "may_signal", "memory", "message", "only", "own_settings",
+	"access", "canceled", "catalog", "copy", "deny", "dry_run", "elevate", "encoding", "extended", "function", "function call", "length", "lift", "may_approve", "may_lift", "may_signal", "memory", "message", "only", "own_settings",
 	"parse", "pinned_setting", "prepared", "protected_setting", "read_only", "reason", "require_reason", "require_where", "syntax", "tamper", "too_complex", "too_large",
 	"unknown", "unknown_setting",
 }

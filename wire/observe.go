@@ -53,7 +53,7 @@ func (s *session) info() (i Info, ok bool) {
 	rule, reason := s.ruling.both()
 	return Info{
 		ID: s.id, User: s.caller.Who(), Node: s.caller.Node, NodeID: s.caller.NodeID, Addr: s.caller.Addr,
-		Database: s.database, Upstream: s.up.Addr, UpstreamPID: s.up.PID, Client: s.startup.client,
+		Database: s.database, Upstream: s.up.Load().Addr, UpstreamPID: s.up.Load().PID, Client: s.startup.client,
 		Since: s.began, State: v.state, StateSince: v.since, TxSince: v.txSince, SQL: v.sql, Seq: v.seq,
 		Statements: s.totals.statements.Load(), Rows: s.totals.rows.Load() + s.totals.sentRows.Load(),
 		Bytes: s.totals.bytes.Load() + s.totals.sentBytes.Load(), Reason: reason, Access: rule.Access.String(),
@@ -113,6 +113,18 @@ func (h *history) add(p Past) {
 	}
 	h.ring[h.next] = p
 	h.next = (h.next + 1) % historySize
+}
+
+// last is the last statement of a session that has ended, "" for none.
+func (h *history) last(session string) string {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for i := range h.ring {
+		if p := &h.ring[(h.next+len(h.ring)-1-i)%len(h.ring)]; p.Session == session {
+			return p.SQL
+		}
+	}
+	return ""
 }
 
 // History returns the last statements, the newest first.

@@ -29,6 +29,10 @@ func (s *session) admitSettings(asked []setting) (map[string]string, *sessionErr
 			continue
 		}
 		if own, ok := strings.CutPrefix(name, "pgproxy."); ok {
+			if actsByTyping[own] {
+				return nil, fatal(codeInsufficientPriv, fmt.Sprintf("pgproxy: %s cannot be given at connect", name), reasonRefused).
+					withHint("SET it in the session: it is meant to be typed.")
+			}
 			if r := s.lift("SET", own, a.value); r != nil {
 				return nil, s.refusal(r)
 			}
@@ -54,6 +58,9 @@ func (a setting) place() int {
 	}
 	return 1
 }
+
+// actsByTyping are the settings of the proxy's own whose SET is an act of a person.
+var actsByTyping = map[string]bool{"access": true, "approve": true, "refuse": true}
 
 // quietSetting turns the login NOTICE off, for people's own scripts:
 // PGOPTIONS='-c pgproxy.quiet=on'.

@@ -34,6 +34,9 @@ type statement struct {
 // serveQuery takes a Query message through reading, verdict, record, server
 // and answer.
 func (s *session) serveQuery(st *statement, body []byte) *sessionError {
+	if e := s.settleLogin(); e != nil {
+		return e
+	}
 	if bad := queryText(body); bad != nil {
 		return s.deny(st, policy.Decision{Refusal: bad})
 	}
@@ -61,6 +64,7 @@ func (s *session) serveQuery(st *statement, body []byte) *sessionError {
 // begin makes and numbers a statement. When it is judged by another rule than
 // the client knows, the client is told before anything else.
 func (s *session) begin() *statement {
+	s.tellOver()
 	rule, reason, news := s.ruling.begin()
 	if news != nil {
 		s.Send(news.append(nil))
@@ -142,7 +146,7 @@ func (s *session) denySyntax(st *statement, bad *policy.Refusal) *sessionError {
 		return s.exchangeError(err)
 	}
 	if message == nil {
-		return s.deny(st, policy.Decision{Refusal: olderGrammar(bad, s.up.Params["server_version"])})
+		return s.deny(st, policy.Decision{Refusal: olderGrammar(bad, s.up.Load().Params["server_version"])})
 	}
 	f := frame.ParseErrorFields(message[frame.HeaderLen:])
 	s.denied(st, policy.Decision{Refusal: &policy.Refusal{Code: f.Code, Message: f.Message, Rule: bad.Rule}})
@@ -184,6 +188,9 @@ func (s *session) perform(st *statement, d policy.Decision) *sessionError {
 	if st.own > 0 {
 		tag, e := s.serveOwn(st)
 		if e != nil {
+			if e.severity == "FATAL" {
+				return s.cutShort(st, exchange.Outcome{}, e)
+			}
 			s.answered(st, exchange.Outcome{SQLState: e.code, Failure: e.message}, s.backend.Status())
 			return s.answer(e)
 		}

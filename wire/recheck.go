@@ -27,6 +27,7 @@ func (srv *Server) Recheck(ctx context.Context) {
 		// Recheck was called meanwhile.
 		if s.life.started() {
 			s.recheck(ctx)
+			s.recheckApprover(ctx)
 		}
 	}
 }
@@ -54,7 +55,11 @@ func (s *session) recheck(ctx context.Context) {
 		s.end(accessEnded(err))
 		return
 	}
-	if news := s.ruling.change(rule); news {
+	news := s.ruling.change(rule)
+	if r := s.request.Load(); r != nil {
+		r.recheck()
+	}
+	if news || s.ruling.hasNews() {
 		s.life.nudge()
 	}
 }

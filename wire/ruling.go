@@ -5,6 +5,7 @@ import (
 	"reflect"
 	"strings"
 	"sync"
+	"time"
 
 	"pgproxy/policy"
 )
@@ -18,6 +19,17 @@ type ruling struct {
 	untold    bool        // it is another now
 	overrides policy.Overrides
 	current   policy.Rule // given, with the overrides
+	raised    *elevation  // the access that is raised; nil = none is
+	over      *elevation  // one that has ended, and of which nobody was told yet
+}
+
+// elevation is access that a session has beyond its rule's, for a time.
+type elevation struct {
+	policy.Elevate           // what was given, of the rule's
+	until          time.Time // when it ends by itself
+	request        string    // the request's id; "" = nobody else was asked
+	approver       *Viewer   // who has given it; nil = nobody else was asked
+	why            string    // why it has ended; "" while it holds
 }
 
 // start sets the rule that the session begins with, which the login NOTICE
@@ -42,6 +54,13 @@ func (r *ruling) reason() string {
 	return r.overrides.Reason()
 }
 
+// policy is the rule as policy gives it.
+func (r *ruling) policy() policy.Rule {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.given
+}
+
 // both returns rule and reason of one moment.
 func (r *ruling) both() (policy.Rule, string) {
 	r.mu.Lock()
@@ -55,7 +74,7 @@ func (r *ruling) change(rule policy.Rule) (news bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.given = rule
-	r.current = r.overrides.Effective(rule)
+	r.applyLocked("your rule does not give it any more")
 	r.untold = !sameEffect(rule, r.told)
 	return r.untold
 }
@@ -71,9 +90,83 @@ func (r *ruling) set(verb, name, value string) *policy.Refusal {
 		refusal = r.overrides.Reset(name)
 	}
 	if refusal == nil {
-		r.current = r.overrides.Effective(r.given)
+		r.applyLocked("it was given back")
 	}
 	return refusal
+}
+
+// applyLocked makes the current rule of the given one. An access that it does not
+// raise any more has ended; why says so to people.
+func (r *ruling) applyLocked(why string) {
+	r.current = r.overrides.Effective(r.given)
+	if r.raised != nil && r.current.Access <= r.given.Access {
+		r.overrides.Elevate(policy.Elevate{})
+		r.raised.why = why
+		r.over, r.raised = r.raised, nil
+	}
+}
+
+// raise gives the session the access, unless its rule does not say so any more.
+func (r *ruling) raise(e elevation) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if !r.given.Elevate.Covers(e.Elevate) || r.given.Access >= e.Access {
+		return false
+	}
+	r.overrides.Elevate(e.Elevate)
+	r.raised, r.over = &e, nil
+	r.current = r.overrides.Effective(r.given)
+	return true
+}
+
+// covers reports whether the rule still says what a raised access was asked for by.
+func (r *ruling) covers(e policy.Elevate) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.given.Elevate.Covers(e) && r.given.Access < e.Access
+}
+
+// lower ends the raised access, if there is one.
+func (r *ruling) lower(why string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.lowerLocked(why)
+}
+
+func (r *ruling) lowerLocked(why string) {
+	r.overrides.Elevate(policy.Elevate{})
+	r.applyLocked(why)
+}
+
+// elevation is the access that is raised now, false where none is.
+func (r *ruling) elevation() (elevation, bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.raised == nil {
+		return elevation{}, false
+	}
+	return *r.raised, true
+}
+
+// expire ends a raised access whose time is over, and reports whether it has.
+func (r *ruling) expire(now time.Time) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if r.raised == nil || now.Before(r.raised.until) {
+		return false
+	}
+	r.lowerLocked("its time is over")
+	return true
+}
+
+// ended returns a raised access that has ended, once; nil for none.
+func (r *ruling) ended(now time.Time) *elevation {
+	r.expire(now)
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	over := r.over
+	r.over = nil
+	return over
 }
 
 // try applies statements that are the proxy's own, in their order, and takes none of
@@ -103,11 +196,12 @@ func (r *ruling) begin() (rule policy.Rule, reason string, news *sessionError) {
 	return r.current, r.overrides.Reason(), news
 }
 
-// hasNews reports whether the client knows another rule than policy gives it.
+// hasNews reports whether the client knows another rule than policy gives it, or
+// a raised access that has ended.
 func (r *ruling) hasNews() bool {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.untold
+	return r.untold || r.over != nil
 }
 
 func (r *ruling) newsLocked() *sessionError {

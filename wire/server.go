@@ -37,6 +37,9 @@ type Server struct {
 	Rules func(policy.Caller) (policy.Rule, error)
 	// Dial opens one upstream connection for one session.
 	Dial func(ctx context.Context, req upstream.Request) (*upstream.Conn, error)
+	// Login is the Login that Dial's connections have at that access; nil = always
+	// the same.
+	Login func(policy.Access) string
 	// Judge reads and judges statements.
 	Judge *policy.Judge
 	// Audit takes the records; Redaction says how much of a statement they,
@@ -68,7 +71,14 @@ type Server struct {
 	// happened in a session; empty = there is none.
 	Transcripts string
 
+	// Notify tells people outside, if there is anybody to tell; nil = nobody. It
+	// must not wait, and gets neither SQL nor secrets.
+	Notify func(text string)
+
 	Logger *slog.Logger
+
+	requests    requests
+	requestLife time.Duration // how long a request waits for an answer
 
 	memory     *fair.Semaphore // of large statements
 	memoryWait time.Duration
@@ -159,6 +169,9 @@ func (srv *Server) track(ln net.Listener) bool {
 	}
 	if srv.memory == nil {
 		srv.memory, srv.memoryWait = newStatementMemory(), memoryWait
+	}
+	if srv.requestLife == 0 {
+		srv.requestLife = requestLife
 	}
 	srv.metrics.init()
 	srv.listeners[ln] = struct{}{}

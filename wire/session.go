@@ -8,6 +8,7 @@ import (
 	"runtime/debug"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"pgproxy/policy"
@@ -30,16 +31,19 @@ type session struct {
 	slot  slot
 
 	clientConn
-	journal           // safe for concurrent use once the session is ready
-	life    lifecycle // safe for concurrent use
-	ruling  ruling    // safe for concurrent use
+	journal                         // safe for concurrent use once the session is ready
+	life    lifecycle               // safe for concurrent use
+	ruling  ruling                  // safe for concurrent use
+	request atomic.Pointer[request] // that it waits for; nil = none
 
 	caller   policy.Caller
 	startup  *startup
 	database string
 	stamp    string
-	up       *upstream.Conn
-	backend  *exchange.Backend // of up
+	up       atomic.Pointer[upstream.Conn] // see reconnect; safe for concurrent use
+	key      cancelKey                     // what the client cancels by
+	theirs   map[string]string             // settings that the client gave at connect
+	backend  *exchange.Backend             // of up
 	talk     conversation
 }
 
@@ -57,7 +61,9 @@ type conversation struct {
 	ownTimeout bool
 	// readLogin says that the upstream connection was asked for as read-only,
 	// for which there may be a login of its own.
-	readLogin bool
+	readLogin atomic.Bool
+	// unsettled says that the access has changed since the connection was chosen.
+	unsettled bool
 }
 
 func newSession(srv *Server, conn net.Conn) *session {
@@ -65,7 +71,7 @@ func newSession(srv *Server, conn net.Conn) *session {
 	s := &session{srv: srv, id: strings.ToLower(rand.Text()[:12]), began: time.Now(), ctx: ctx, stop: stop}
 	s.clientConn.Conn, s.clientConn.onLost = conn, func(why reason) { s.life.settle(silent(why, nil), true) }
 	s.life.act, s.life.busyCount = s.do, &srv.busy
-	s.journal = journal{srv: srv, log: srv.Logger, about: audit.Record{Session: s.id}, reason: s.ruling.reason}
+	s.journal = journal{srv: srv, log: srv.Logger, about: audit.Record{Session: s.id}, terms: &s.ruling}
 	s.talk.quiet = srv.QuietLogin
 	return s
 }
@@ -75,9 +81,9 @@ func (s *session) run() {
 	defer s.stop()
 	defer func() { s.Conn.Close() }()
 	defer func() {
-		if s.recovered(recover()) != nil && s.up != nil {
+		if s.recovered(recover()) != nil && s.up.Load() != nil {
 			s.srv.keys.remove(s)
-			s.up.Close()
+			s.up.Load().Close()
 		}
 	}()
 	asked := s.srv.rechecks.Load()
@@ -140,7 +146,7 @@ func (s *session) do(t todo) {
 
 // startWatch begins a watch. See watch.
 func (s *session) startWatch(w *watch) {
-	if w.conn = s.up.Net; w.client {
+	if w.conn = s.up.Load().Net; w.client {
 		w.conn = s.Conn
 	}
 	s.tasks.Go(func() {
@@ -179,6 +185,9 @@ func (s *session) tick(now time.Time) {
 	s.clientConn.stalled(now, s.life.writePatience)
 	rule := s.ruling.rule()
 	s.life.tick(now, limits{idle: s.srv.IdleTimeout, rule: &rule, draining: s.srv.Draining()})
+	if s.ruling.expire(now) {
+		s.life.nudge()
+	}
 }
 
 // recovered makes the end of the session out of a panic, nil out of none: a
@@ -279,23 +288,16 @@ func (s *session) refuse(e *sessionError) {
 
 // connect opens the upstream and makes the session ready for statements.
 func (s *session) connect() *sessionError {
-	params, rule, e := s.parameters()
-	if e != nil {
+	if e := s.readSettings(); e != nil {
 		return e
 	}
-	ctx := s.ctx
-	if d := s.srv.ConnectTimeout; d > 0 {
-		c, cancel := context.WithTimeout(ctx, d)
-		defer cancel()
-		ctx = c
-	}
-	began := time.Now()
-	up, err := s.srv.Dial(ctx, upstream.Request{Database: s.database, Params: params})
-	s.srv.metrics.connected(time.Since(began), err)
+	rule := s.ruling.rule()
+	params := s.parameters(&rule)
+	up, err := s.dial(s.ctx, params)
 	if err != nil {
 		return dialError(err)
 	}
-	s.up = up
+	s.up.Store(up)
 	if !s.life.connected(up.Net) {
 		up.Close()
 		return silent(reasonShutdown, nil)
@@ -303,8 +305,9 @@ func (s *session) connect() *sessionError {
 	s.clientConn.Wait = frame.NewWaiter(&s.srv.busy, s.Conn)
 	s.backend = exchange.New(up, s, frame.NewWaiter(&s.srv.busy, up.Net), rule, params)
 	s.life.message = s.backend.Running
-	s.about.Upstream, s.about.UpstreamPID = up.Addr, up.PID
-	s.log = s.log.With("database", s.database, "upstream_pid", up.PID)
+	s.moved(up)
+	s.key = cancelKey{up.PID, string(up.Key)}
+	s.log = s.log.With("database", s.database)
 	if err := s.connected(s.startup.client, rule.Access); err != nil {
 		up.Close()
 		return s.unrecorded("FATAL", err)
@@ -319,12 +322,27 @@ func (s *session) connect() *sessionError {
 	return nil
 }
 
+// dial opens an upstream connection for the session.
+func (s *session) dial(ctx context.Context, params map[string]string) (*upstream.Conn, error) {
+	if d := s.srv.ConnectTimeout; d > 0 {
+		c, cancel := context.WithTimeout(ctx, d)
+		defer cancel()
+		ctx = c
+	}
+	began := time.Now()
+	up, err := s.srv.Dial(ctx, upstream.Request{Database: s.database, Params: params})
+	s.srv.metrics.connected(time.Since(began), err)
+	return up, err
+}
+
 // finish ends a session that was ready: its last word, its record, its log
 // line.
 func (s *session) finish(e *sessionError) {
 	s.enter(ended)
 	s.srv.keys.remove(s)
 	s.stop()
+	s.ruling.lower("the session has ended")
+	s.tellOver()
 	if !s.lost.Load() && (!e.quiet || e.reason == reasonUpstream) {
 		s.deadline(time.Second)
 		if !e.quiet {
@@ -334,6 +352,6 @@ func (s *session) finish(e *sessionError) {
 	}
 	s.Conn.Close()
 	s.tasks.Wait() // cancels still need the upstream's address, none its connection
-	s.up.Close()
+	s.up.Load().Close()
 	s.ended(e, time.Since(s.began))
 }

@@ -48,7 +48,7 @@ var (
 // cancel does not reach a later statement, and the end is told in words. Any
 // other backend is signalled by the server, which compares its start, too.
 func (srv *Server) Signal(ctx context.Context, by Viewer, sig Signal) (sent bool, err error) {
-	j := &journal{srv: srv, log: srv.Logger, reason: func() string { return sig.Reason }}
+	j := &journal{srv: srv, log: srv.Logger, terms: new(ruling)}
 	j.identified(by.Caller)
 	j.about.Database, j.about.Upstream = sig.Database, sig.Upstream
 	return srv.signal(ctx, j, by, &sig)
@@ -107,7 +107,7 @@ func (srv *Server) signalOther(ctx context.Context, j *journal, sig *Signal) (se
 // sessionAt finds the session whose backend has a process ID on a server.
 func (srv *Server) sessionAt(pid int, addr string) *session {
 	for _, s := range srv.live() {
-		if _, ok := s.info(); ok && int(s.up.PID) == pid && s.up.Addr == addr {
+		if _, ok := s.info(); ok && int(s.up.Load().PID) == pid && s.up.Load().Addr == addr {
 			return s
 		}
 	}
@@ -117,7 +117,7 @@ func (srv *Server) sessionAt(pid int, addr string) *session {
 // owns reports whether a backend of the session's server is one of the caller's
 // own sessions'.
 func (s *session) owns(pid int) bool {
-	other := s.srv.sessionAt(pid, s.up.Addr)
+	other := s.srv.sessionAt(pid, s.up.Load().Addr)
 	return other != nil && other.caller.Who() == s.caller.Who()
 }
 
@@ -153,7 +153,7 @@ func (s *session) serveSignal(st *statement, call *policy.Signal) *sessionError 
 	if s.backend.Status() == 'E' {
 		return statementError(codeFailedTransaction, "current transaction is aborted, commands ignored until end of transaction block")
 	}
-	sig := &Signal{Function: call.Function, Database: s.database, Upstream: s.up.Addr, PID: call.PID, Timeout: call.Timeout, Reason: st.reason}
+	sig := &Signal{Function: call.Function, Database: s.database, Upstream: s.up.Load().Addr, PID: call.PID, Timeout: call.Timeout, Reason: st.reason}
 	var sent bool
 	err := s.interruptible(func(ctx context.Context) (err error) {
 		limit := signalTimeout + sig.Timeout

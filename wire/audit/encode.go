@@ -53,6 +53,15 @@ func appendRecord(b []byte, r *Record, maxSQL int) []byte {
 	b = appendText(b, "victim_addr", r.VictimAddr)
 	b = appendText(b, "victim_user", r.VictimUser)
 	b = appendText(b, "victim_session", r.VictimSession)
+	b = appendText(b, "step", r.Step)
+	b = appendText(b, "access", r.Access)
+	if r.Until != nil {
+		b = append(b, `,"until":"`...)
+		b = r.Until.UTC().AppendFormat(b, time.RFC3339Nano)
+		b = append(b, '"')
+	}
+	b = appendText(b, "approver", r.Approver)
+	b = appendText(b, "request", r.Request)
 
 	b = appendText(b, "tag", r.Tag)
 	b = appendIntPtr(b, "rows", r.Rows)

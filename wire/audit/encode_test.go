@@ -20,6 +20,9 @@ func fullRecord(t testing.TB) Record {
 		switch p := v.Field(i).Addr().Interface().(type) {
 		case *time.Time:
 			*p = time.Date(2026, 11, 22, 10, 0, 0, 123456789, time.UTC)
+		case **time.Time:
+			until := time.Date(2026, 11, 22, 10, 15, 0, 0, time.UTC)
+			*p = &until
 		case *Event:
 			*p = Query
 		case *string:

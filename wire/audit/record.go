@@ -13,6 +13,7 @@ const (
 	Result     Event = "result"     // the same session and seq, afterwards
 	Cancel     Event = "cancel"     // a cancel request, forwarded or dropped
 	Lift       Event = "lift"       // a cap or timeout changed, or a reason given
+	Elevate    Event = "elevate"    // another access asked for, given, refused, ended
 	Tamper     Event = "tamper"     // a protected setting was seen changed
 	Observe    Event = "observe"    // somebody looked at another person's session
 	Signal     Event = "signal"     // another backend is about to be cancelled or ended
@@ -78,6 +79,12 @@ type Record struct {
 	VictimAddr            string `json:"victim_addr,omitempty"`
 	VictimUser            string `json:"victim_user,omitempty"`
 	VictimSession         string `json:"victim_session,omitempty"`
+	// Another access for now: in an elevate record, and in all that it covers.
+	Step     string     `json:"step,omitempty"` // of an elevate: asked, given, refused or ended
+	Access   string     `json:"access,omitempty"`
+	Until    *time.Time `json:"until,omitempty"`
+	Approver string     `json:"approver,omitempty"` // who has answered
+	Request  string     `json:"request,omitempty"`  // the request's id
 
 	// What came of it.
 	Tag        string   `json:"tag,omitempty"` // the last CommandComplete

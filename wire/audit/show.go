@@ -313,6 +313,14 @@ func tell(r *Record) string {
 		tellIf(&b, ", %s", r.VictimApplicationName)
 		tellIf(&b, ", from %s", r.VictimAddr)
 		tellIf(&b, " REFUSED by rule %s", r.Rule)
+	case Elevate:
+		fmt.Fprintf(&b, "%s access %s", r.Access, r.Step)
+		tellIf(&b, " by %s", r.Approver)
+		tellIf(&b, " (request %s)", r.Request)
+		tellIf(&b, ": %s", r.EndReason)
+		if r.Step == "given" && r.Until != nil {
+			fmt.Fprintf(&b, " until %s", r.Until.UTC().Format("15:04:05"))
+		}
 	default:
 		b.WriteString(string(r.Event))
 		tellIf(&b, ": %s", r.EndReason)

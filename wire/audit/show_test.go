@@ -18,6 +18,7 @@ func storyLog(t *testing.T) string {
 	w := open(t, path, Options{MaxSQL: 60})
 	now := time.Now().UTC()
 	rows, ms := int64(3), 12.345
+	until := time.Date(2026, 11, 22, 10, 15, 0, 0, time.UTC)
 	for i, r := range []Record{
 		{Event: Connect, Session: "a1b2", User: "alice@example.com", Node: "laptop", Database: "app", Upstream: "db:5432", Client: "psql"},
 		{Event: Connect, Session: "c3d4", User: "bob@example.com", Node: "phone", Database: "app", Upstream: "db:5432"},
@@ -27,6 +28,7 @@ func storyLog(t *testing.T) string {
 		{Event: Query, Session: "c3d4", Seq: 2, SQL: "SELECT '\x1b[2J\u202e" + strings.Repeat("x", 100) + "'", Verdict: "allow"},
 		{Event: Result, Session: "c3d4", Seq: 2, Truncated: true, Cancelled: true, Affected: &rows, SQLState: "54000", Error: "row cap"},
 		{Event: Tamper, Session: "c3d4", Tampered: "application_name"},
+		{Event: Elevate, Session: "a1b2", Step: "given", Access: "write", Approver: "bob@example.com on phone", Request: "k3v9qa", Until: &until},
 		{Event: Disconnect, Session: "a1b2", EndReason: "client closed", Reason: "INC-123", DurationMS: &ms},
 	} {
 		r.Time = now.Add(time.Duration(i-20) * time.Minute)
@@ -58,6 +60,7 @@ func TestShow(t *testing.T) {
 	all := show(t, path)
 	for _, want := range []string{
 		" UTC ──\n",
+		"write access given by bob@example.com on phone (request k3v9qa) until 10:15:00",
 		"a1b2  alice@example.com (laptop)  connected to app on db:5432, with psql\n",
 		"a1b2  alice@example.com  SELECT *\n        FROM orders\n",
 		"→ SELECT 3, 3 rows sent (12 ms)\n",

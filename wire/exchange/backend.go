@@ -83,10 +83,23 @@ type Backend struct {
 // New returns the Backend of a connection that is idle and outside of a
 // transaction. rule is what the connection was opened under.
 func New(up *upstream.Conn, s Session, wait *frame.Waiter, rule policy.Rule, startup map[string]string) *Backend {
-	b := &Backend{Up: up, session: s, in: frame.Reader{Conn: up.Net, Wait: wait}, status: 'I',
-		savepoint: "pgproxy_" + strings.ToLower(rand.Text()[:12])}
-	b.settings.begin(rule, startup, up.Params)
+	b := &Backend{session: s, savepoint: "pgproxy_" + strings.ToLower(rand.Text()[:12])}
+	b.begin(up, wait, rule, startup)
 	return b
+}
+
+// Switch gives the Backend another connection, as New would. The one it had is the
+// caller's to close. It must be outside of a transaction. The error ends the
+// session.
+func (b *Backend) Switch(up *upstream.Conn, wait *frame.Waiter, rule policy.Rule, startup map[string]string) error {
+	return b.gate.atRest(func() { b.begin(up, wait, rule, startup) })
+}
+
+// begin begins anew on a connection.
+func (b *Backend) begin(up *upstream.Conn, wait *frame.Waiter, rule policy.Rule, startup map[string]string) {
+	b.Up, b.in, b.status = up, frame.Reader{Conn: up.Net, Wait: wait}, 'I'
+	b.settings, b.cursors, b.counted, b.saved = settings{}, cursors{}, changeCounter{}, false
+	b.settings.begin(rule, startup, up.Params)
 }
 
 // Status is the transaction status that the server last reported: I, T or E.
@@ -108,7 +121,7 @@ func (b *Backend) Running() uint64 { return b.gate.running() }
 // another cancel for it is under way. sent says that a request went out; the
 // call returns when its fate is known. Safe for concurrent use.
 func (b *Backend) Cancel(ctx context.Context, number uint64) (sent bool, err error) {
-	return b.gate.cancel(ctx, b.Up, number)
+	return b.gate.cancel(ctx, func() canceler { return b.Up }, number)
 }
 
 // send writes Query messages in one write.

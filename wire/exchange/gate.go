@@ -40,6 +40,28 @@ type gate struct {
 func (g *gate) enter() (uint64, error) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	if err := g.restLocked(); err != nil {
+		return 0, err
+	}
+	g.inside, g.sent = true, false
+	g.number++
+	return g.number, nil
+}
+
+// atRest runs f, which must not wait, once no cancel is under way, and none can
+// begin.
+func (g *gate) atRest(f func()) error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if err := g.restLocked(); err != nil {
+		return err
+	}
+	f()
+	return nil
+}
+
+// restLocked waits until no cancel is under way.
+func (g *gate) restLocked() error {
 	for g.cancels > 0 {
 		ended := g.ended
 		g.mu.Unlock()
@@ -53,15 +75,13 @@ func (g *gate) enter() (uint64, error) {
 		t.Stop()
 		g.mu.Lock()
 		if late {
-			return 0, ErrGateSlow
+			return ErrGateSlow
 		}
 	}
 	if g.unsafe {
-		return 0, ErrCancelFate
+		return ErrCancelFate
 	}
-	g.inside, g.sent = true, false
-	g.number++
-	return g.number, nil
+	return nil
 }
 
 // leave says that the statement's ReadyForQuery has come.
@@ -90,8 +110,8 @@ func (g *gate) sentTo(number uint64) bool {
 
 // cancel sends a cancel for the given statement, unless it has left or
 // another cancel for it is still under way. sent says that a request went
-// out; the call returns when its fate is known.
-func (g *gate) cancel(ctx context.Context, up canceler, number uint64) (sent bool, err error) {
+// out; the call returns when its fate is known. up is called with the lock held.
+func (g *gate) cancel(ctx context.Context, up func() canceler, number uint64) (sent bool, err error) {
 	g.mu.Lock()
 	if !g.inside || g.number != number || g.unsafe || g.cancels > 0 {
 		g.mu.Unlock()
@@ -101,10 +121,11 @@ func (g *gate) cancel(ctx context.Context, up canceler, number uint64) (sent boo
 	before := g.sent
 	g.sent = true
 	g.ended = make(chan struct{})
+	server := up()
 	g.mu.Unlock()
 
 	ctx, stop := context.WithTimeout(ctx, CancelTimeout)
-	outcome, err := up.Cancel(ctx)
+	outcome, err := server.Cancel(ctx)
 	stop()
 
 	g.mu.Lock()
