@@ -43,6 +43,7 @@ import (
 	"pgproxy/wire/audit"
 	"pgproxy/wire/audit/trail"
 	"pgproxy/wire/health"
+	"pgproxy/wire/notify"
 	"pgproxy/wire/status"
 )
 
@@ -120,7 +121,8 @@ func version() string {
 // proxy is what the configuration leads to.
 type proxy struct {
 	*config.Loaded
-	serving atomic.Bool // there are clients, or could be
+	serving  atomic.Bool      // there are clients, or could be
+	notifier *notify.Notifier // nil = there is no webhook
 }
 
 // serve runs the proxy until ctx ends or a signal comes, and then drains it. A
@@ -151,6 +153,9 @@ func serve(ctx context.Context, c *config.Config, _, stderr io.Writer) error {
 	log := c.Logger(stderr)
 	loaded, err := c.Load(log)
 	p := &proxy{Loaded: loaded}
+	if p.NotifyURL != "" {
+		p.notifier = notify.New(p.NotifyURL, p.Hostname, log)
+	}
 	if err = errors.Join(err, p.CheckPlaces()); err != nil {
 		return err
 	}
@@ -257,7 +262,7 @@ func (p *proxy) listen(ctx context.Context, at place) (clients, page net.Listene
 }
 
 func (p *proxy) server(at place, records *audit.Writer, judge *policy.Judge) *wire.Server {
-	return &wire.Server{
+	srv := &wire.Server{
 		WhoIs:              whoIs(at, p.Port),
 		Rules:              p.Rule,
 		Dial:               p.Dial,
@@ -277,6 +282,10 @@ func (p *proxy) server(at place, records *audit.Writer, judge *policy.Judge) *wi
 		QuietLogin:         p.QuietLogin,
 		Logger:             p.Log,
 	}
+	if p.notifier != nil {
+		srv.Notify = p.notifier.Tell
+	}
+	return srv
 }
 
 // run serves until ctx ends, then drains until hurry ends. It waits for all that
@@ -287,6 +296,9 @@ func (p *proxy) run(ctx, hurry context.Context, srv *wire.Server, at place, reco
 	defer tasks.Wait()
 	defer cancel()
 
+	if p.notifier != nil {
+		tasks.Go(func() { p.notifier.Run(background) })
+	}
 	hangups := make(chan os.Signal, 1)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
@@ -406,7 +418,11 @@ func (p *proxy) reload(ctx context.Context, hangups <-chan os.Signal, srv *wire.
 
 // ops serves probes and scrapes.
 func (p *proxy) ops(srv *wire.Server, at place, records *audit.Writer, reach *health.Probe) http.Handler {
-	return health.Handler(health.NewRegistry(srv.Collectors()...),
+	collectors := srv.Collectors()
+	if p.notifier != nil {
+		collectors = append(collectors, p.notifier.Collector())
+	}
+	return health.Handler(health.NewRegistry(collectors...),
 		health.Check{Name: "tailnet", Run: func(context.Context) error { return at.Ready() }, Tell: true, Notes: at.Notes},
 		health.NotWhile("not serving yet", func() bool { return !p.serving.Load() }),
 		health.Check{Name: "audit log", Run: func(context.Context) error { return records.Healthy() }},

@@ -12,6 +12,7 @@ import (
 	"go/parser"
 	"go/token"
 	"io"
+	"log/slog"
 	"maps"
 	"net"
 	"net/http"
@@ -37,6 +38,7 @@ import (
 	"pgproxy/upstream/upstreamtest"
 	"pgproxy/wire"
 	"pgproxy/wire/audit"
+	"pgproxy/wire/notify"
 )
 
 // beMain makes the test binary the program itself, for what needs a process.
@@ -103,6 +105,7 @@ var flags = []struct{ name, variable, def, other string }{
 	{"idle-timeout", "PGPROXY_IDLE_TIMEOUT", "30m0s", "7s"},
 	{"drain-timeout", "PGPROXY_DRAIN_TIMEOUT", "30s", "7s"},
 	{"contact", "PGPROXY_CONTACT", "", "#dba"},
+	{"notify-url-file", "PGPROXY_NOTIFY_URL_FILE", "", "webhook"},
 	{"quiet-login", "PGPROXY_QUIET_LOGIN", "false", "true"},
 	{"log-format", "PGPROXY_LOG_FORMAT", "auto", "json"},
 	{"log-level", "PGPROXY_LOG_LEVEL", "info", "debug"},
@@ -1110,7 +1113,7 @@ func errorTable(t *testing.T) table {
 func metricTable(t *testing.T) table {
 	d := table{page: "operations.md", name: "metrics", header: []string{"metric", "type", "labels", "meaning"}}
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(new(wire.Server).Collectors()...)
+	registry.MustRegister(append(new(wire.Server).Collectors(), notify.New("", "", slog.Default()).Collector())...)
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)

@@ -163,6 +163,9 @@ func (p *Loaded) describe(w io.Writer) {
 	fmt.Fprintf(w, "databases\t%s\n", strings.Join(served, ", "))
 	fmt.Fprintf(w, "sessions\t%d at a time, %d of one user (0 = no limit)\n", p.MaxSessions, p.MaxSessionsPerUser)
 	fmt.Fprintf(w, "timeouts\tconnect %s, login %s, idle %s, drain %s\n", p.ConnectTimeout, p.LoginTimeout, p.IdleTimeout, p.DrainTimeout)
+	if p.NotifyURL != "" {
+		fmt.Fprintf(w, "webhook\tthe URL in %s is told of access requests, tampering and refused connections\n", p.NotifyURLFile)
+	}
 	fmt.Fprintf(w, "audit\t%s, sync %s, SQL %s\n", p.AuditLog, p.AuditSync, p.AuditSQL)
 }
 

@@ -48,6 +48,7 @@ type Config struct {
 	ConnectTimeout, LoginTimeout, IdleTimeout, DrainTimeout time.Duration
 	QuietLogin                                              bool
 	Contact                                                 string
+	NotifyURLFile                                           string
 
 	LogFormat, LogLevel string
 

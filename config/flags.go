@@ -57,6 +57,7 @@ func (c *Config) declare(command string) {
 	fs.Var(timeout(&c.IdleTimeout, 30*time.Minute, 0), "idle-timeout", "`time` that a session may do nothing; 0 = for ever")
 	fs.Var(timeout(&c.DrainTimeout, 30*time.Second, 0), "drain-timeout", "`time` for statements and transactions to finish on SIGTERM; a second signal ends at once")
 	fs.Var(checked(&c.Contact, "", checkContact), "contact", "`whom` to ask for what only somebody else can allow, named in refusals, e.g. #dba or a URL")
+	fs.StringVar(&c.NotifyURLFile, "notify-url-file", "", "`file` with the URL of a webhook that is told of access requests, tampering and refused connections; empty = off")
 	fs.BoolVar(&c.QuietLogin, "quiet-login", false, "no NOTICE at login")
 	fs.Var(choice(&c.LogFormat, "auto", "auto", "text", "json"), "log-format", "`format` of the log: text, json, auto = coloured on a terminal and JSON otherwise")
 	fs.Var(choice(&c.LogLevel, "info", "debug", "info", "warn", "error"), "log-level", "lowest `level` that is logged: debug (with the tailnet's own chatter), info, warn, error")

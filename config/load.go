@@ -15,6 +15,7 @@ import (
 	"pgproxy/policy"
 	"pgproxy/upstream"
 	"pgproxy/wire/certfile"
+	"pgproxy/wire/notify"
 )
 
 // Loaded is a Config with the files that it names. Nothing of it is started.
@@ -26,6 +27,8 @@ type Loaded struct {
 	// ClientTLS is nil where TLS is off. With -tls tailnet it has no certificate
 	// yet.
 	ClientTLS *tls.Config
+	// NotifyURL is the webhook's, a secret; empty = none.
+	NotifyURL string
 
 	inForce atomic.Pointer[inForce]
 	state   node.State // as CheckPlaces found it
@@ -56,6 +59,10 @@ func (c *Config) Load(log *slog.Logger) (*Loaded, error) {
 	collect("-policy", p.ReadPolicy())
 	collect("-authkey-file", p.readAuthKey())
 	collect("-tls", p.readTLS())
+	if c.NotifyURLFile != "" {
+		p.NotifyURL, err = notify.ReadURL(c.NotifyURLFile)
+		collect("-notify-url-file", err)
+	}
 	return p, errors.Join(errs...)
 }
 

@@ -1,6 +1,7 @@
 package wire
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -82,6 +83,7 @@ func (j *journal) refused(e *sessionError) {
 	rec := j.record(audit.Refuse)
 	rec.SQLState, rec.Error = e.code, policy.RedactError(policy.Redacted, e.code, e.message, "", "")
 	j.srv.record(rec)
+	j.srv.notify(fmt.Sprintf("refused a connection of %s on %s: %s %s", cmp.Or(rec.User, "somebody"), cmp.Or(rec.Node, "an unknown device"), rec.SQLState, rec.Error))
 	j.log.Info("connection refused", "sqlstate", e.code, "error", rec.Error, errAttr(e.cause))
 }
 
@@ -212,6 +214,7 @@ func (j *journal) tampered(seq int64, setting string) {
 	rec.Seq, rec.Tampered = seq, setting
 	j.srv.record(rec)
 	j.srv.metrics.refusal("tamper")
+	j.srv.notify(fmt.Sprintf("a protected setting was changed: %s, by %s on %s (session %s)", setting, rec.User, rec.Node, rec.Session))
 	j.log.Warn("a protected setting was changed", "seq", seq, "setting", setting)
 }
 

@@ -28,7 +28,7 @@ func storyLog(t *testing.T) string {
 		{Event: Query, Session: "c3d4", Seq: 2, SQL: "SELECT '\x1b[2J\u202e" + strings.Repeat("x", 100) + "'", Verdict: "allow"},
 		{Event: Result, Session: "c3d4", Seq: 2, Truncated: true, Cancelled: true, Affected: &rows, SQLState: "54000", Error: "row cap"},
 		{Event: Tamper, Session: "c3d4", Tampered: "application_name"},
-		{Event: Elevate, Session: "a1b2", Step: "given", Access: "write", Approver: "bob@example.com on phone", Request: "k3v9qa", Until: &until},
+		{Event: Elevate, Session: "c3d4", Step: "given", Access: "write", Approver: "bob@example.com on phone", Request: "k3v9qa", Until: &until},
 		{Event: Disconnect, Session: "a1b2", EndReason: "client closed", Reason: "INC-123", DurationMS: &ms},
 	} {
 		r.Time = now.Add(time.Duration(i-20) * time.Minute)
@@ -81,7 +81,7 @@ func TestShow(t *testing.T) {
 	if got := show(t, "-session", "a1", path); strings.Count(got, "\n") != 6 || strings.Contains(got, "bob") {
 		t.Errorf("one session:\n%s", got)
 	}
-	if got := show(t, "-user", "Bob@example.com", path); strings.Count(got, "c3d4") != 5 || strings.Contains(got, "alice") {
+	if got := show(t, "-user", "Bob@example.com", path); strings.Count(got, "c3d4") != 6 || strings.Contains(got, "alice") {
 		t.Errorf("one person:\n%s", got)
 	}
 	if got := show(t, "-since", "14m30s", path); strings.Contains(got, "row cap") == strings.Contains(got, "DELETE") {
