@@ -107,9 +107,15 @@ func (s *session) notice() *sessionError {
 	if d := s.srv.IdleTimeout; d > 0 {
 		until = fmt.Sprintf(", until %s idle", policy.FormatDuration(d))
 	}
+	pointer := "; SHOW pgproxy.limits"
+	if rule.Elevate.Access > rule.Access {
+		pointer = "; SET pgproxy.access for " + rule.Elevate.Access.String()
+	}
 	message := ""
 	for _, message = range []string{
-		"pgproxy: you are " + what + until + ", recorded; SHOW pgproxy.limits",
+		"pgproxy: you are " + what + until + ", recorded" + pointer,
+		"pgproxy: you are " + what + ", recorded" + pointer,
+		"pgproxy: " + what + ", recorded" + pointer,
 		"pgproxy: you are " + what + until + ", recorded",
 		"pgproxy: " + what + until + ", recorded",
 		"pgproxy: " + what + ", recorded",

@@ -22,6 +22,7 @@ type Info struct {
 	Statements, Rows, Bytes      int64
 	Reason                       string
 	Access                       string
+	AccessUntil                  time.Time // when a raised access ends; zero when it is the rule's own
 }
 
 // Sessions returns the live sessions, the oldest first.
@@ -51,12 +52,13 @@ func (s *session) info() (i Info, ok bool) {
 		return i, false
 	}
 	rule, reason := s.ruling.both()
+	raised, _ := s.ruling.elevation()
 	return Info{
 		ID: s.id, User: s.caller.Who(), Node: s.caller.Node, NodeID: s.caller.NodeID, Addr: s.caller.Addr,
 		Database: s.database, Upstream: s.up.Load().Addr, UpstreamPID: s.up.Load().PID, Client: s.startup.client,
 		Since: s.began, State: v.state, StateSince: v.since, TxSince: v.txSince, SQL: v.sql, Seq: v.seq,
 		Statements: s.totals.statements.Load(), Rows: s.totals.rows.Load() + s.totals.sentRows.Load(),
-		Bytes: s.totals.bytes.Load() + s.totals.sentBytes.Load(), Reason: reason, Access: rule.Access.String(),
+		Bytes: s.totals.bytes.Load() + s.totals.sentBytes.Load(), Reason: reason, Access: rule.Access.String(), AccessUntil: raised.until,
 	}, true
 }
 

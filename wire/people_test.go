@@ -44,6 +44,11 @@ func TestLoginNotice(t *testing.T) {
 		if !strings.Contains(n.message, "write access") {
 			t.Errorf("%q does not tell the access", n.message)
 		}
+		s.ruling.start(policy.Rule{Access: policy.Read, Elevate: policy.Elevate{Access: policy.Write, For: time.Hour}})
+		n = s.notice()
+		if line := "NOTICE:  " + n.message; utf8.RuneCountInString(line) > 100 || len(who) < 50 && !strings.HasSuffix(line, "SET pgproxy.access for write") {
+			t.Errorf("%q has %d columns, or does not tell what may be asked for", line, utf8.RuneCountInString(line))
+		}
 	}
 	s := &session{srv: &Server{Transcripts: "http://pgproxy-prod.tail1234.ts.net/sessions/"}, id: "clwvhvym7xiy"}
 	s.ruling.start(policy.Rule{Access: policy.Write})

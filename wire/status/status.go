@@ -17,6 +17,9 @@
 //	POST /backend/{pid}/cancel   cancels it
 //	GET  /backend/{pid}/end      asks whether to end the backend
 //	POST /backend/{pid}/end      ends it
+//	GET  /requests               access requests that wait; /requests.json
+//	GET  /request/{id}/approve   asks whether to approve it; refuse likewise
+//	POST /request/{id}/approve   approves it
 //	GET  /debug/pprof/           for those who may observe
 //	GET  /healthz, /readyz, /metrics
 //
@@ -58,6 +61,9 @@ type Server interface {
 	Observed(by wire.Viewer, id, user string) error
 	LookAt(ctx context.Context, v wire.Viewer, database string) (*wire.DatabaseView, error)
 	Signal(ctx context.Context, by wire.Viewer, sig wire.Signal) (sent bool, err error)
+	Requests(wire.Viewer) []wire.Request
+	Approve(ctx context.Context, by wire.Viewer, id string) error
+	Refuse(ctx context.Context, by wire.Viewer, id string) error
 }
 
 // Page is the configuration. All fields are set before Handler is called and
@@ -120,6 +126,12 @@ func (p *Page) Handler() http.Handler {
 	for verb := range backendActs {
 		mux.Handle("GET /backend/{pid}/"+verb, p.seen(func(w http.ResponseWriter, r *http.Request, v wire.Viewer) { p.askBackend(w, r, v, verb) }))
 		mux.Handle("POST /backend/{pid}/"+verb, p.seen(func(w http.ResponseWriter, r *http.Request, v wire.Viewer) { p.signal(w, r, v, verb) }))
+	}
+	mux.Handle("GET /requests", p.seen(p.showRequests))
+	mux.Handle("GET /requests.json", p.seen(p.requestsJSON))
+	for verb := range answers {
+		mux.Handle("GET /request/{id}/"+verb, p.seen(func(w http.ResponseWriter, r *http.Request, v wire.Viewer) { p.askAnswer(w, r, v, verb) }))
+		mux.Handle("POST /request/{id}/"+verb, p.seen(func(w http.ResponseWriter, r *http.Request, v wire.Viewer) { p.answer(w, r, v, verb) }))
 	}
 	for name, serve := range profiles {
 		mux.Handle("GET /debug/pprof/"+name, p.profile(serve, name == "profile" || name == "trace"))
@@ -184,15 +196,19 @@ var errUnknown = errors.New("the tailnet does not know who you are")
 
 // viewer says who is asking, and what they may do at this moment.
 func (p *Page) viewer(r *http.Request) (wire.Viewer, error) {
-	caller, err := p.WhoIs(r.Context(), remoteAddr(r.RemoteAddr))
-	if err != nil {
-		return wire.Viewer{}, errors.Join(errUnknown, err)
+	again := func(ctx context.Context) (policy.Caller, policy.Rule, error) {
+		caller, err := p.WhoIs(ctx, remoteAddr(r.RemoteAddr))
+		if err != nil {
+			return caller, policy.Rule{}, errors.Join(errUnknown, err)
+		}
+		if caller.Who() == "" {
+			return caller, policy.Rule{}, errUnknown
+		}
+		rule, err := p.Rules(caller)
+		return caller, rule, err
 	}
-	if caller.Who() == "" {
-		return wire.Viewer{}, errUnknown
-	}
-	rule, err := p.Rules(caller)
-	return wire.Viewer{Caller: caller, Rule: rule}, err
+	caller, rule, err := again(r.Context())
+	return wire.Viewer{Caller: caller, Rule: rule, Again: again}, err
 }
 
 // forbidden is what somebody without access is told.

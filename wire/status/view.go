@@ -148,7 +148,7 @@ func tone(state string) string {
 		return "good"
 	case "idle":
 		return "quiet"
-	case "idle in transaction":
+	case "idle in transaction", "waiting for approval":
 		return "warn"
 	}
 	return "bad"
@@ -237,6 +237,7 @@ type sessionJSON struct {
 	UpstreamPID uint32     `json:"upstream_pid"`
 	Client      string     `json:"client"`
 	Access      string     `json:"access"`
+	AccessUntil *time.Time `json:"access_until"`
 	Reason      string     `json:"reason"`
 	Since       time.Time  `json:"since"`
 	State       string     `json:"state"`
@@ -262,6 +263,10 @@ func (p *Page) sessionsJSON(w http.ResponseWriter, _ *http.Request, v wire.Viewe
 		if !s.TxSince.IsZero() {
 			since := s.TxSince.UTC()
 			j.TxSince = &since
+		}
+		if !s.AccessUntil.IsZero() {
+			until := s.AccessUntil.UTC()
+			j.AccessUntil = &until
 		}
 		list = append(list, j)
 	}

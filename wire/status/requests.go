@@ -1,0 +1,144 @@
+package status
+
+import (
+	_ "embed"
+	"errors"
+	"html/template"
+	"net/http"
+	"net/url"
+	"slices"
+	"time"
+
+	"pgproxy/policy"
+	"pgproxy/wire"
+)
+
+//go:embed requests.html
+var requestsSource string
+
+var _ = template.Must(pages.Funcs(template.FuncMap{"duration": policy.FormatDuration}).Parse(requestsSource))
+
+// requestsView is what /requests shows to one person at one moment.
+type requestsView struct {
+	Page     *Page
+	Viewer   wire.Viewer
+	Now      time.Time
+	Said     string
+	Requests []accessRequest
+}
+
+// accessRequest is an access request as a viewer sees it.
+type accessRequest struct {
+	wire.Request
+	Now time.Time
+}
+
+func (r accessRequest) Age() time.Duration { return r.Now.Sub(r.Asked) }
+
+// Left is how long the request goes on to wait.
+func (r accessRequest) Left() time.Duration { return r.Until.Sub(r.Now) }
+
+// Folded: the question shows the statement whole.
+func (r accessRequest) Folded() bool { return false }
+
+// answers are what a person can make of a request, after being asked.
+var answers = map[string]action{
+	"approve": {"Approve this request?", "Yes, give the access", "The session gets the access at once, and for that time.", "approved"},
+	"refuse":  {"Refuse this request?", "Yes, refuse it", "The person is told your name. The session goes on as it was.", "refused"},
+}
+
+// answered are what the page says after an answer.
+var answered = map[string]string{
+	"approved": "The access was given.",
+	"refused":  "The access was refused.",
+	"over":     "There is no such request any more: it was answered, withdrawn, or its time was over.",
+}
+
+func (p *Page) accessRequests(v wire.Viewer, now time.Time) []accessRequest {
+	list := []accessRequest{}
+	for _, r := range p.Server.Requests(v) {
+		list = append(list, accessRequest{r, now})
+	}
+	return list
+}
+
+func (p *Page) showRequests(w http.ResponseWriter, r *http.Request, v wire.Viewer) {
+	now := time.Now()
+	p.render(w, http.StatusOK, "requests", requestsView{Page: p, Viewer: v, Now: now,
+		Said: answered[r.URL.Query().Get("done")], Requests: p.accessRequests(v, now)})
+}
+
+// answerQuestion is what the confirmation page shows.
+type answerQuestion struct {
+	action
+	Page    *Page
+	Verb    string
+	Request accessRequest
+}
+
+// askAnswer shows what is about to be answered, and to whom.
+func (p *Page) askAnswer(w http.ResponseWriter, r *http.Request, v wire.Viewer, verb string) {
+	list := p.accessRequests(v, time.Now())
+	i := slices.IndexFunc(list, func(q accessRequest) bool { return q.ID == r.PathValue("id") })
+	switch {
+	case i < 0 && !v.Rule.MayApprove:
+		p.fail(w, http.StatusForbidden, wire.ErrMayNotApprove)
+	case i < 0:
+		p.answeredTo(w, r, "over")
+	case !list[i].Answers:
+		p.fail(w, http.StatusForbidden, wire.ErrOwnRequest)
+	default:
+		p.render(w, http.StatusOK, "answer", answerQuestion{answers[verb], p, verb, list[i]})
+	}
+}
+
+// answer does it. Whether it is allowed is decided anew, and recorded, by wire.
+func (p *Page) answer(w http.ResponseWriter, r *http.Request, v wire.Viewer, verb string) {
+	act := p.Server.Refuse
+	if verb == "approve" {
+		act = p.Server.Approve
+	}
+	err := act(r.Context(), v, r.PathValue("id"))
+	switch {
+	case err == nil:
+		p.answeredTo(w, r, answers[verb].done)
+	case errors.Is(err, wire.ErrNoRequest):
+		p.answeredTo(w, r, "over")
+	case errors.Is(err, wire.ErrOwnRequest):
+		p.fail(w, http.StatusForbidden, wire.ErrOwnRequest)
+	case errors.Is(err, wire.ErrUnrecorded):
+		// Its cause names files of this machine.
+		p.Logger.Error("status page: answer not recorded, and so not given", "act", verb, "user", v.Who(), "err", err)
+		p.fail(w, http.StatusServiceUnavailable, wire.ErrUnrecorded)
+	default:
+		p.fail(w, http.StatusForbidden, wire.ErrMayNotApprove)
+	}
+}
+
+func (p *Page) answeredTo(w http.ResponseWriter, r *http.Request, what string) {
+	http.Redirect(w, r, "/requests?"+url.Values{"done": {what}}.Encode(), http.StatusSeeOther)
+}
+
+type requestJSON struct {
+	Request  string    `json:"request"`
+	Session  string    `json:"session"`
+	User     string    `json:"user"`
+	Node     string    `json:"node"`
+	Database string    `json:"database"`
+	Access   string    `json:"access"`
+	For      string    `json:"for"`
+	Reason   string    `json:"reason"`
+	SQL      string    `json:"sql"`
+	Asked    time.Time `json:"asked"`
+	Until    time.Time `json:"until"`
+	Answers  bool      `json:"answers"`
+}
+
+func (p *Page) requestsJSON(w http.ResponseWriter, _ *http.Request, v wire.Viewer) {
+	list := []requestJSON{}
+	for _, r := range p.Server.Requests(v) {
+		list = append(list, requestJSON{r.ID, r.Session, r.User, r.Node, r.Database, r.Access, policy.FormatDuration(r.For), r.Reason, r.SQL,
+			r.Asked.UTC(), r.Until.UTC(), r.Answers})
+	}
+	writeJSON(w, list)
+}
