@@ -153,6 +153,7 @@ func (j *journal) remember(st *statement, o exchange.Outcome, denied bool) {
 		Time: st.began, Session: j.about.Session, User: j.about.User, Node: j.about.Node, Database: j.about.Database, Seq: st.seq,
 		SQL: policy.Cut(st.shown, shownSQL), Tag: o.Tag, SQLState: o.SQLState, Error: o.Failure, Denied: denied, Truncated: o.Truncated,
 		Rows: o.Rows, Bytes: o.Bytes, Took: time.Since(st.began),
+		own: st.own > 0 && st.own == len(st.msg.Statements),
 	})
 }
 

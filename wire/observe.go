@@ -97,6 +97,8 @@ type Past struct {
 	Denied, Truncated    bool
 	Rows, Bytes          int64
 	Took                 time.Duration
+
+	own bool // it was pgproxy's own alone, and no statement of the server's
 }
 
 // history holds the last statements. Safe for concurrent use.
@@ -117,12 +119,13 @@ func (h *history) add(p Past) {
 	h.next = (h.next + 1) % historySize
 }
 
-// last is the last statement of a session that has ended, "" for none.
+// last is the last statement of a session that has ended, and was not pgproxy's
+// own; "" for none.
 func (h *history) last(session string) string {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for i := range h.ring {
-		if p := &h.ring[(h.next+len(h.ring)-1-i)%len(h.ring)]; p.Session == session {
+		if p := &h.ring[(h.next+len(h.ring)-1-i)%len(h.ring)]; p.Session == session && !p.own {
 			return p.SQL
 		}
 	}
