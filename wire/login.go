@@ -107,19 +107,20 @@ func (s *session) notice() *sessionError {
 	if d := s.srv.IdleTimeout; d > 0 {
 		until = fmt.Sprintf(", until %s idle", policy.FormatDuration(d))
 	}
-	pointer := "; SHOW pgproxy.limits"
-	if rule.Elevate.Access > rule.Access {
-		pointer = "; SET pgproxy.access for " + rule.Elevate.Access.String()
+	var variants []string // from the one that tells the most
+	if more := rule.Elevate.Access; more > rule.Access {
+		variants = append(variants,
+			fmt.Sprintf("pgproxy: you are %s, recorded; SET pgproxy.access for %s", what, more),
+			fmt.Sprintf("pgproxy: %s, recorded; SET pgproxy.access for %s", what, more),
+			fmt.Sprintf("pgproxy: %s, recorded; ask for %s", what, more))
 	}
+	variants = append(variants,
+		"pgproxy: you are "+what+until+", recorded; SHOW pgproxy.limits",
+		"pgproxy: you are "+what+until+", recorded",
+		"pgproxy: "+what+until+", recorded",
+		"pgproxy: "+what+", recorded")
 	message := ""
-	for _, message = range []string{
-		"pgproxy: you are " + what + until + ", recorded" + pointer,
-		"pgproxy: you are " + what + ", recorded" + pointer,
-		"pgproxy: " + what + ", recorded" + pointer,
-		"pgproxy: you are " + what + until + ", recorded",
-		"pgproxy: " + what + until + ", recorded",
-		"pgproxy: " + what + ", recorded",
-	} {
+	for _, message = range variants {
 		if utf8.RuneCountInString(message) <= noticeWidth {
 			break
 		}
