@@ -76,7 +76,13 @@ func run(ctx context.Context, w io.Writer) error {
 	if err := measure(ctx, w, measurements(pg), ways.targets); err != nil {
 		return err
 	}
-	if err := memory(ctx, w, ways.targets); err != nil {
+	if err := processor(ctx, w, pg, ways.targets); err != nil {
+		return err
+	}
+	if err := memory(ctx, w, pg, ways.targets); err != nil {
+		return err
+	}
+	if err := guarded(ctx, w, pg, dir, ways.targets); err != nil {
 		return err
 	}
 	audits := &field{pg: pg, dir: dir}
@@ -142,35 +148,37 @@ func (f *field) start(ctx context.Context, name string, command func(addr string
 
 // proxy is pgproxy without caps, since a million rows are measured, and
 // without a limit of sessions.
-func (f *field) proxy(sync, auditLog string) func(addr string) (*exec.Cmd, error) {
+func (f *field) proxy(sync, auditLog, dsn string) func(addr string) (*exec.Cmd, error) {
 	return func(addr string) (*exec.Cmd, error) {
 		policy := filepath.Join(f.dir, "policy")
 		if err := os.WriteFile(policy, []byte(`{"default": {"access": "write", "max_rows": 0, "max_bytes": 0}}`), 0o600); err != nil {
 			return nil, err
 		}
-		return exec.Command(filepath.Join(f.dir, "pgproxy"), "-dev-listen", addr, "-upstream", f.pg.DSN("app", "app"),
+		return exec.Command(filepath.Join(f.dir, "pgproxy"), "-dev-listen", addr, "-upstream", dsn,
 			"-audit-log", auditLog, "-audit-sync", sync, "-debug-port", "0", "-log-level", "error",
 			"-max-sessions", "0", "-max-sessions-per-user", "0", "-quiet-login", "-policy", policy), nil
 	}
 }
 
-func (f *field) relay(addr string) (*exec.Cmd, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, err
+func (f *field) relay(delay time.Duration) func(addr string) (*exec.Cmd, error) {
+	return func(addr string) (*exec.Cmd, error) {
+		self, err := os.Executable()
+		if err != nil {
+			return nil, err
+		}
+		cmd := exec.Command(self)
+		cmd.Env = append(os.Environ(), relayEnv+"="+addr+","+f.pg.Addr()+","+delay.String())
+		return cmd, nil
 	}
-	cmd := exec.Command(self)
-	cmd.Env = append(os.Environ(), relayEnv+"="+addr+","+f.pg.Addr())
-	return cmd, nil
 }
 
 // startTargets starts the ways to the database that this machine has.
 func (f *field) startTargets(ctx context.Context) error {
 	f.targets = []target{{name: "direct", addr: f.pg.Addr()}}
-	if err := f.start(ctx, "pgproxy", f.proxy("interval", filepath.Join(f.dir, "audit.jsonl"))); err != nil {
+	if err := f.start(ctx, "pgproxy", f.proxy("interval", filepath.Join(f.dir, "audit.jsonl"), f.pg.DSN("app", "app"))); err != nil {
 		return err
 	}
-	if err := f.start(ctx, "relay", f.relay); err != nil {
+	if err := f.start(ctx, "relay", f.relay(0)); err != nil {
 		return err
 	}
 	if path, err := findPgbouncer(); err == nil {
@@ -182,11 +190,11 @@ func (f *field) startTargets(ctx context.Context) error {
 // startAudits starts pgproxy with each way to keep records. Those of the first
 // go nowhere, which is as near to none as it comes.
 func (f *field) startAudits(ctx context.Context) error {
-	if err := f.start(ctx, "no records", f.proxy("never", os.DevNull)); err != nil {
+	if err := f.start(ctx, "no records", f.proxy("never", os.DevNull, f.pg.DSN("app", "app"))); err != nil {
 		return err
 	}
 	for _, sync := range []string{"never", "interval", "always"} {
-		if err := f.start(ctx, sync, f.proxy(sync, filepath.Join(f.dir, sync+".jsonl"))); err != nil {
+		if err := f.start(ctx, sync, f.proxy(sync, filepath.Join(f.dir, sync+".jsonl"), f.pg.DSN("app", "app"))); err != nil {
 			return err
 		}
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -126,8 +127,52 @@ func connect(ctx context.Context, addr string) (float64, error) {
 	return total.Seconds() * 1000 / n, nil
 }
 
+// ticks is how many units of /proc/PID/stat a second has (USER_HZ).
+const ticks = 100
+
+// processor prints how much processor time each way spends on a statement.
+func processor(ctx context.Context, w io.Writer, pg *upstreamtest.Server, targets []target) error {
+	const clients = 8
+	for _, t := range targets {
+		if t.proc == nil {
+			continue
+		}
+		before, err := processorTime(t.proc.Pid)
+		if err != nil {
+			return err
+		}
+		rate, err := pgbench(ctx, pg, t.addr, clients)
+		if err != nil {
+			return err
+		}
+		after, err := processorTime(t.proc.Pid)
+		if err != nil {
+			return err
+		}
+		fmt.Fprintf(w, "%s: %.0f us of processor time for a statement, %d clients\n", t.name, (after-before).Seconds()*1e6/(rate*float64(*seconds)), clients)
+	}
+	return nil
+}
+
+// processorTime is what a process has used, user and system together.
+func processorTime(pid int) (time.Duration, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	// The name in parentheses may hold anything. utime and stime are the fields
+	// 14 and 15: see proc_pid_stat(5).
+	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
+	if len(fields) < 13 {
+		return 0, errors.New("no processor time")
+	}
+	user, err1 := strconv.ParseInt(fields[11], 10, 64)
+	system, err2 := strconv.ParseInt(fields[12], 10, 64)
+	return time.Duration(user+system) * time.Second / ticks, errors.Join(err1, err2)
+}
+
 // memory prints what an idle session costs in resident memory.
-func memory(ctx context.Context, w io.Writer, targets []target) error {
+func memory(ctx context.Context, w io.Writer, pg *upstreamtest.Server, targets []target) error {
 	for _, t := range targets {
 		if t.proc == nil {
 			continue
@@ -142,8 +187,26 @@ func memory(ctx context.Context, w io.Writer, targets []target) error {
 		}
 		fmt.Fprintf(w, "%s: %.1f KiB resident for each of %d idle sessions (%.1f MiB before, %.1f MiB with them)\n", t.name,
 			float64(after-before)/1024/float64(*idle), *idle, float64(before)/(1<<20), float64(after)/(1<<20))
+		if err := awaitQuiet(ctx, pg); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// awaitQuiet waits until the server has let go of the sessions that were closed:
+// what is measured next would wait for it otherwise.
+func awaitQuiet(ctx context.Context, pg *upstreamtest.Server) error {
+	for {
+		rows, err := pg.Query(ctx, "postgres", "app", "SELECT count(*) < 10 FROM pg_stat_activity")
+		if err != nil {
+			return err
+		}
+		if rows[0][0] == "t" {
+			return nil
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
 }
 
 // withIdle opens sessions, runs a statement in each, lets them rest, and
