@@ -4,7 +4,9 @@ import (
 	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"io/fs"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -31,6 +33,7 @@ func TestMain(m *testing.M) {
 }
 
 var (
+	pageAddress = regexp.MustCompile(`^    (http://127\.0\.0\.1:\d+/)$`)
 	psqlCommand = regexp.MustCompile(`^    (\S*psql -h 127\.0\.0\.1 -p \d+ -d shop)$`)
 	stepLine    = regexp.MustCompile(`^ *\d+\.\d s  \S`)
 	endCommand  = regexp.MustCompile(`SELECT pg_terminate_backend\(\d+\);`)
@@ -74,7 +77,7 @@ func TestDemo(t *testing.T) {
 	}
 	until("the audit records as they come")
 
-	var commands []string
+	var commands, pages []string
 	var records string
 	steps := 0
 	for _, line := range printed {
@@ -83,6 +86,9 @@ func TestDemo(t *testing.T) {
 		}
 		if m := psqlCommand.FindStringSubmatch(line); m != nil {
 			commands = append(commands, m[1])
+		}
+		if m := pageAddress.FindStringSubmatch(line); m != nil {
+			pages = append(pages, m[1])
 		}
 		if m := recordsPath.FindStringSubmatch(line); m != nil {
 			records = m[1]
@@ -125,6 +131,35 @@ func TestDemo(t *testing.T) {
 	}
 	until("signal: pg_terminate_backend(")
 
+	asking := make(chan string, 1)
+	go func() {
+		out, err := psql(ctx, commands[1], "SET pgproxy.access = 'write'; SET pgproxy.dry_run = on", stuck)
+		asking <- fmt.Sprint(out, err)
+	}()
+	until("write access asked")
+	request, err := psql(ctx, commands[0], "SHOW pgproxy.requests")
+	request = strings.TrimSpace(request)
+	id, _, _ := strings.Cut(request[strings.LastIndexByte(request, '\n')+1:], "|") // behind the NOTICE
+	if out, err2 := psql(ctx, commands[0], "SET pgproxy.approve = '"+id+"'"); err != nil || err2 != nil {
+		t.Errorf("alice may not approve: %v, %v\n%s%s", err, err2, request, out)
+	}
+	if out := <-asking; !strings.Contains(out, "dry run: nothing was kept") || !strings.Contains(out, "UPDATE 1") {
+		t.Errorf("bob's dry run: %s", out)
+	}
+	if len(pages) != len(people) {
+		t.Fatalf("the demo printed the pages %q", pages)
+	}
+	for i, page := range pages {
+		answer, err := http.Get(page + "sessions.json")
+		if err != nil {
+			t.Fatal(err)
+		}
+		answer.Body.Close()
+		if answer.StatusCode != http.StatusOK {
+			t.Errorf("%s's page answers %s", people[i].login, answer.Status)
+		}
+	}
+
 	if err := cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
@@ -145,9 +180,13 @@ func TestDemo(t *testing.T) {
 	}
 }
 
-// psql runs a command as the demo printed it, with a statement.
-func psql(ctx context.Context, command, statement string) (string, error) {
-	cmd := exec.CommandContext(ctx, "sh", "-c", command+` -XAt -v ON_ERROR_STOP=1 -c "$1"`, "sh", statement)
+// psql runs a command as the demo printed it, with statements.
+func psql(ctx context.Context, command string, statements ...string) (string, error) {
+	args := []string{"-c", command + ` -XAt -v ON_ERROR_STOP=1 "$@"`, "sh"}
+	for _, statement := range statements {
+		args = append(args, "-c", statement)
+	}
+	cmd := exec.CommandContext(ctx, "sh", args...)
 	cmd.Env = upstreamtest.Installs()[0].Env()
 	out, err := cmd.CombinedOutput()
 	return string(out), err

@@ -14,9 +14,11 @@ import (
 // dialTimeout bounds a connection's way through the tailnet.
 const dialTimeout = 10 * time.Second
 
-// door is a port on loopback that leads to pgproxy from a person's device.
+// door is a port on loopback that leads to one of pgproxy's ports from a person's
+// device.
 type door struct {
 	port int
+	to   string // pgproxy's address in the tailnet
 	peer *nodetest.Peer
 
 	ctx    context.Context // done when the door closes
@@ -27,7 +29,7 @@ type door struct {
 
 // openDoor opens a door at the first free port from port on, in steps that leave
 // room for the other people's.
-func openDoor(port int, peer *nodetest.Peer) (*door, error) {
+func openDoor(port int, to string, peer *nodetest.Peer) (*door, error) {
 	const tries = 50
 	step := len(people)
 	for p := port; p < port+step*tries; p += step {
@@ -35,7 +37,7 @@ func openDoor(port int, peer *nodetest.Peer) (*door, error) {
 		if err != nil {
 			continue
 		}
-		d := &door{port: p, peer: peer, ln: ln}
+		d := &door{port: p, to: to, peer: peer, ln: ln}
 		d.ctx, d.cancel = context.WithCancel(context.Background())
 		d.wg.Go(d.serve)
 		return d, nil
@@ -65,7 +67,7 @@ func (d *door) serve() {
 func (d *door) pass(client net.Conn) {
 	defer client.Close()
 	ctx, cancel := context.WithTimeout(d.ctx, dialTimeout)
-	proxy, err := d.peer.Dial(ctx, proxyName+":5432")
+	proxy, err := d.peer.Dial(ctx, d.to)
 	cancel()
 	if err != nil {
 		return

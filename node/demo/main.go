@@ -22,6 +22,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -46,21 +47,21 @@ const startTimeout = 10 * time.Minute
 // person is somebody in the demo's tailnet.
 type person struct {
 	login, device string
-	port          int    // where the loopback ports to try begin
+	port, page    int    // where the loopback ports to try begin, for psql and the status page
 	grant         string // as in a tailnet policy file
 	may           string // the same, in words
 }
 
 var people = []person{
 	{
-		login: "alice@example.com", device: "alice-laptop", port: 15432,
-		grant: `{"access": "write", "may_lift": true, "may_observe": true, "may_kill": true, "may_signal": true}`,
-		may:   "reads and writes, may raise the caps, sees and ends everybody's sessions, and other programs'",
+		login: "alice@example.com", device: "alice-laptop", port: 15432, page: 15632,
+		grant: `{"access": "write", "may_lift": true, "may_observe": true, "may_kill": true, "may_signal": true, "may_approve": true}`,
+		may:   "reads and writes, may raise the caps, sees and ends everybody's sessions, and other programs', and answers requests",
 	},
 	{
-		login: "bob@example.com", device: "bob-phone", port: 15433,
-		grant: `{"access": "read", "max_rows": 100}`,
-		may:   "reads, 100 rows at a time",
+		login: "bob@example.com", device: "bob-phone", port: 15433, page: 15633,
+		grant: `{"access": "read", "max_rows": 100, "elevate": {"access": "write", "by": "approval", "for": "10m"}}`,
+		may:   "reads, 100 rows at a time, and may ask for more",
 	},
 }
 
@@ -134,7 +135,8 @@ type stage struct {
 	jobs     *jobs
 	tailnet  *nodetest.Tailnet
 	proxy    *proxy
-	doors    []*door // one for each of people
+	doors    []*door // one for each of people, to the database
+	pages    []*door // and one to the status page
 }
 
 // build sets the stage. On failure nothing is left of it.
@@ -250,18 +252,22 @@ func (s *stage) startTailnet(ctx context.Context) (err error) {
 		if err != nil {
 			return err
 		}
-		door, err := openDoor(p.port, peer)
+		door, err := openDoor(p.port, proxyName+":5432", peer)
 		if err != nil {
 			return err
 		}
 		s.doors = append(s.doors, door)
+		if door, err = openDoor(p.page, proxyName+":80", peer); err != nil {
+			return err
+		}
+		s.pages = append(s.pages, door)
 	}
 	return nil
 }
 
 // close takes the stage down, in the order that lets each part end well.
 func (s *stage) close() {
-	for _, d := range s.doors {
+	for _, d := range slices.Concat(s.doors, s.pages) {
 		d.close()
 	}
 	if s.proxy != nil {
@@ -290,6 +296,7 @@ func (s *stage) introduce(w io.Writer) {
 	for i, p := range people {
 		fmt.Fprintf(w, "\n%s on %s: %s.\n", p.login, p.device, p.may)
 		fmt.Fprintf(w, "    %s -h 127.0.0.1 -p %d -d %s\n", psql, s.doors[i].port, database)
+		fmt.Fprintf(w, "    http://127.0.0.1:%d/\n", s.pages[i].port)
 	}
 	fmt.Fprintf(w, `
 Things to try:
@@ -304,6 +311,12 @@ The shop stands still: its worker waits for a row that the nightly import has lo
     SHOW pgproxy.blockers;                             who waits for whom
     SELECT pg_terminate_backend(%d);                 ends the import, for alice; on record
     SHOW pgproxy.blockers;                             nobody waits any more
+
+Bob needs to write, and alice lets him:
+    SET pgproxy.access = 'write';                      bob asks, and waits; Ctrl-C gives up
+    SHOW pgproxy.requests;                             alice sees who asks for what, here or on her page
+    SET pgproxy.approve = 'ID';                        alice gives it, for ten minutes
+    SET pgproxy.dry_run = on;                          what follows is shown, and taken back
 `, s.jobs.importer.PID())
 	fmt.Fprintf(w, "\nAudit records:  %[1]s\nIn words:       %[2]s audit show -f %[1]s\nProxy's log:    %[3]s\n\n",
 		s.proxy.records, s.proxy.binary, s.proxy.log)
