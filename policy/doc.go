@@ -24,6 +24,11 @@
 // access it needs. A node or a type of object that it does not have needs admin
 // access. To add a kind of statement, add a line there.
 //
+// An effect that lasts is one that a rollback does not undo; a dry run refuses
+// it. Both tables, kinds.tsv and functions.tsv, say which do. A plain SELECT of
+// pg_cancel_backend or pg_terminate_backend of a constant is not an effect but a
+// command of pgproxy's own (Signal), for whoever owns the backend or may signal.
+//
 // What cannot be decided is refused. An EXPLAIN with any ANALYZE that is not
 // plainly off is taken to run what it explains. A READ WRITE among the modes of a
 // transaction is taken to make it writable, whatever modes follow. A set_config

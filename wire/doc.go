@@ -24,6 +24,10 @@ exchange runs it on the server. command.go is SHOW and SET pgproxy.*, callbacks.
 what an exchange asks of its session, errors.go where every error gets its code,
 its words and its reason.
 
+What people on call have beside their statements: elevate.go and request.go are
+access for now and what others say to it, database.go who waits for whom, signal.go
+ending a backend of somebody else's, admin.go one of pgproxy's own sessions.
+
 # A session
 
 Read session.run, which has these steps in this order.

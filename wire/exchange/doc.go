@@ -19,7 +19,9 @@
 //	proceed   before each part, and before a COMMIT of pgproxy's own: was the
 //	          message cancelled, has its time run out, is the session to end?
 //	guard     what changes rows runs inside of a transaction or a savepoint of
-//	          pgproxy's, and the rows are counted before it is kept
+//	          pgproxy's, and the rows are counted before it is kept. What opens
+//	          it goes out ahead of the part, in one write with it
+//	dry run   the same transaction is taken back instead (dryrun.go)
 //	check     the server is asked for the settings that belong to pgproxy
 //	conclude  after an error of pgproxy's own an open transaction is failed
 //
