@@ -90,10 +90,15 @@ func (j *journal) refused(e *sessionError) {
 // queryRecord is the record of a statement before its verdict.
 func (j *journal) queryRecord(st *statement) *audit.Record {
 	rec := j.record(audit.Query)
-	rec.Seq, rec.TX, rec.DryRun = st.seq, string(st.txStatus), st.rule.DryRun
+	rec.Seq, rec.TX, rec.DryRun = st.seq, string(st.txStatus), st.dry()
 	rec.SQL, rec.SQLRedacted = st.shown, st.masked
 	rec.Fingerprint = policy.Fingerprint(st.sql, st.msg)
 	return rec
+}
+
+// dry reports whether the statement is a dry run, which pgproxy's own are not.
+func (st *statement) dry() bool {
+	return st.rule.DryRun && (st.msg == nil || st.own < len(st.msg.Statements))
 }
 
 // asked tells that a statement is about to be served.
@@ -128,7 +133,7 @@ func (j *journal) answered(st *statement, o exchange.Outcome, txStatus byte) {
 		o.Failure = j.redactError(st, o.SQLState, o.Failure)
 	}
 	rec := j.record(audit.Result)
-	rec.Seq, rec.DryRun, rec.Tag, rec.SQLState, rec.Error = st.seq, st.rule.DryRun, o.Tag, o.SQLState, o.Failure
+	rec.Seq, rec.DryRun, rec.Tag, rec.SQLState, rec.Error = st.seq, st.dry(), o.Tag, o.SQLState, o.Failure
 	rec.Rows, rec.Bytes, rec.Truncated, rec.Cancelled = &o.Rows, &o.Bytes, o.Truncated, o.Cancelled
 	if o.Changed {
 		rec.Affected = &o.Affected

@@ -349,7 +349,7 @@ func tellOutcome(b *strings.Builder, r *Record) {
 		fmt.Fprintf(b, ", %s changed", policy.Count(*r.Affected, "row"))
 	}
 	if r.DryRun {
-		b.WriteString(", dry run: nothing kept")
+		b.WriteString(", dry run")
 	}
 	if r.Truncated {
 		b.WriteString(", cut off by a cap")
