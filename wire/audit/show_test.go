@@ -167,7 +167,7 @@ func clientsLog(t *testing.T) string {
 		{Event: Query, Session: "a1", Seq: 4, SQL: strings.Replace(asksItself, "c.oid,", "c.oid, pg_catalog.pg_read_file('x'),", 1), Verdict: "allow"},
 		{Event: Tamper, Session: "a1", Tampered: "statement_timeout"},
 		{Event: Observe, Session: "a1", Observer: "oncall@example.com on phone"},
-		{Event: "elevate", Session: "a1"},
+		{Event: "later", Session: "a1"},
 		{Event: Connect, Session: "b2", User: "bob@example.com", Client: "report.py"},
 		{Event: Query, Session: "b2", Seq: 1, SQL: asksItself, Verdict: "allow"},
 		{Event: Result, Session: "b2", Seq: 1, Tag: "SELECT 1", Rows: &rows},
@@ -207,7 +207,7 @@ func TestMarkdown(t *testing.T) {
 		"| 10:41:30 | alice@example.com | *psql asked the catalogue by itself: 1 statement* | |\n",
 		"| 10:41:30 | alice@example.com | `` UPDATE orders SET state = 'a\\|b`c' WHERE id = 7 `` | UPDATE 1, 1 row changed |\n",
 		"| REFUSED by rule only |\n", "| not on record |\n",
-		"| tamper statement\\_timeout | |\n", "| session seen by oncall@example.com on phone | |\n", "| elevate | |\n",
+		"| tamper statement\\_timeout | |\n", "| session seen by oncall@example.com on phone | |\n", "| later | |\n",
 	} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is missing from\n%s", want, got)
