@@ -43,6 +43,11 @@ func (r *Rule) Signals(function string) bool {
 func (ev *evaluation) signal(i int) *Refusal {
 	st := &ev.msg.Statements[i]
 	if ev.session.Owns != nil && ev.session.Owns(st.Proxy.Signal.PID) {
+		for k := range st.facts.Effects {
+			if a := &st.facts.Effects[k]; a.Lasts && ev.rule.DryRun {
+				return refuseDryRun(a, a.Pos)
+			}
+		}
 		return nil
 	}
 	ev.signals = true

@@ -64,6 +64,7 @@ func TestDryRun(t *testing.T) {
 				{"UPDATE dry SET n = 9 WHERE id = 9; COMMIT", "…"},
 				{"SELECT setval('seq', 100)", fmt.Sprintf(dryAsks, "setval", "I")},
 				{"SELECT pg_advisory_lock(1)", fmt.Sprintf(dryAsks, "pg_advisory_lock", "I")},
+				{fmt.Sprintf("SELECT pg_terminate_backend(%d)", c.pid), fmt.Sprintf(dryAsks, "pg_terminate_backend", "I")}, // one's own
 				{"DISCARD TEMP", fmt.Sprintf(dryAsks, "DISCARD TEMP", "I")},
 				// What COMMIT would have said is said.
 				{"INSERT INTO child VALUES (1, 777)", "E(23503 "},
