@@ -13,10 +13,11 @@ import (
 // before the rest of the message is judged. rule is what the message is judged by.
 func (s *session) raisesAlone(st *statement, rule *policy.Rule) *policy.Refusal {
 	now := s.ruling.rule()
+	raised := highest(st.msg.Statements[:st.own])
 	switch {
-	case rule.Access == now.Access:
+	case raised <= now.Access && rule.Access == now.Access:
 		return nil
-	case rule.Access > now.Access && s.backend.Status() != 'I':
+	case raised > now.Access && s.backend.Status() != 'I':
 		return &policy.Refusal{
 			Code: codeActiveTransaction, Rule: "elevate",
 			Message: "pgproxy: SET pgproxy.access cannot run inside a transaction",
@@ -25,12 +26,24 @@ func (s *session) raisesAlone(st *statement, rule *policy.Rule) *policy.Refusal 
 		}
 	case st.own == len(st.msg.Statements):
 		return nil
-	case rule.Access > now.Access && rule.Elevate.By == policy.Approval:
+	case raised > now.Access && rule.Elevate.By == policy.Approval:
 		return policy.RefuseAlone(policy.NeedsPerson)
-	case s.otherLogin(rule.Access):
+	case s.otherLogin(rule.Access), s.otherLogin(max(raised, now.Access)):
 		return policy.RefuseAlone("The session needs another connection to the server for it, on which names may mean something else.")
 	}
 	return nil
+}
+
+// highest is the highest access that one of the statements asks for, whatever
+// becomes of it behind that.
+func highest(own []policy.Statement) (to policy.Access) {
+	for _, st := range own {
+		if cmd := st.Proxy; cmd.Verb == "SET" && cmd.Name == "access" {
+			access, _ := policy.ReadAccess(cmd.Value)
+			to = max(to, access)
+		}
+	}
+	return to
 }
 
 // setAccess serves SET pgproxy.access.

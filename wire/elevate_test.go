@@ -444,3 +444,13 @@ func TestElevateToAnotherLogin(t *testing.T) {
 		t.Errorf("the session ends with %s", got)
 	}
 }
+
+// A message that raises the access and ends it again has raised it.
+func TestElevateAndResetInOneMessage(t *testing.T) {
+	p, _ := startElevate(t, policy.Elevate{Access: policy.Write, By: policy.Approval, For: time.Hour})
+	c := p.login(t)
+	const both = "SET pgproxy.access = 'write'; RESET pgproxy.access"
+	c.wantPart(both+"; SELECT 1", "E(0A000 ", "Z(I)")
+	c.want("BEGIN", "C(BEGIN) Z(T)")
+	c.want(both, "E(25001 pgproxy: SET pgproxy.access cannot run inside a transaction) Z(E)")
+}
