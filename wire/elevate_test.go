@@ -454,3 +454,50 @@ func TestElevateAndResetInOneMessage(t *testing.T) {
 	c.want("BEGIN", "C(BEGIN) Z(T)")
 	c.want(both, "E(25001 pgproxy: SET pgproxy.access cannot run inside a transaction) Z(E)")
 }
+
+// A transaction that has changed rows writes nothing more once the raised access
+// has ended, whatever becomes of its savepoints.
+func TestElevationEndsInTransaction(t *testing.T) {
+	makeTable(t, "elevated")
+	upstreamtest.Shared(t).ExecAs(t, "postgres", "app", `CREATE OR REPLACE FUNCTION elevated_writes() RETURNS int LANGUAGE sql AS '`+change+` RETURNING n'`)
+	p, _ := startElevate(t, policy.Elevate{Access: policy.Write, For: time.Hour})
+	c := p.login(t)
+	const refused = "E(25006 cannot execute UPDATE in a read-only transaction)"
+	for name, steps := range map[string][]string{
+		"behind a change":                     {change},
+		"behind a savepoint that is released": {change, "SAVEPOINT s", change, "", "SELECT 1", "RELEASE s"},
+		"released in the same message":        {"SAVEPOINT s", change, "", "SELECT 1", "RELEASE s; SELECT 1"},
+		"rolled back to":                      {"SAVEPOINT s", change, "", "SELECT 1", "ROLLBACK TO s"},
+		"two savepoints":                      {"SAVEPOINT s", "SAVEPOINT t", change, "", "SELECT 1", "RELEASE t", "SELECT 1", "RELEASE s"},
+		"a savepoint of later":                {change, "", "SAVEPOINT s", "SELECT 1", "RELEASE s"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.t = t
+			for _, last := range []string{"SELECT elevated_writes()", "SELECT 1; SELECT elevated_writes()", "RELEASE u; SELECT elevated_writes()"} {
+				c.wantPart("SET pgproxy.access = 'write'", "C(SET) Z(I)")
+				c.wantPart("BEGIN", "C(BEGIN) Z(T)")
+				if strings.HasPrefix(last, "RELEASE u") {
+					c.wantPart("SAVEPOINT u", "Z(T)")
+				}
+				given := true
+				for _, sql := range steps {
+					if sql == "" {
+						sql, given = "RESET pgproxy.access", false
+					}
+					c.wantPart(sql, "Z(T)")
+				}
+				if given {
+					c.wantPart("RESET pgproxy.access", "Z(T)")
+				}
+				c.wantPart(last, refused, "Z(E)")
+				c.wantPart("ROLLBACK", "C(ROLLBACK)", "Z(I)")
+			}
+		})
+	}
+	c.t = t
+	for _, r := range p.records.all() {
+		if r.Event == audit.Tamper {
+			t.Errorf("recorded %+v", r)
+		}
+	}
+}

@@ -40,6 +40,10 @@ func (w *run) touches(seg segment) bool {
 		switch st.Tx {
 		case policy.TxCommit, policy.TxRollback, policy.TxRollbackTo:
 			return true
+		case policy.TxSavepoint:
+			if w.settings.narrowed() {
+				return true
+			}
 		}
 		if len(st.Settings) > 0 || st.Opaque || st.Looks {
 			return true
@@ -67,7 +71,7 @@ func (w *run) wantsCheck() bool {
 		if len(st.Settings) > 0 || st.Opaque || st.Tx != policy.TxNone && len(stmts) > 1 || st.Tx == policy.TxRollbackTo {
 			return true
 		}
-		if st.Tx == policy.TxCommit && w.settings.atCommit {
+		if st.Tx == policy.TxCommit && w.settings.atCommit || st.Tx == policy.TxSavepoint && w.settings.narrowed() {
 			return true
 		}
 		looks = looks || st.Looks

@@ -83,7 +83,7 @@ type opening struct {
 // must not be inside of it.
 func (w *run) opening(begin, save, count bool) opening {
 	o := opening{saved: w.saved, counts: count}
-	if w.stale && w.status == 'T' {
+	if w.stale && w.saved && w.status == 'T' {
 		o.texts = append(o.texts, "RELEASE SAVEPOINT "+w.savepoint)
 		o.saved = false
 	}

@@ -67,7 +67,8 @@ type settings struct {
 	// report, from before anything could change them.
 	known bool
 	// before are the values that pgproxy's own SET inside of the open
-	// transaction has replaced. A rollback brings them back.
+	// transaction has replaced. A rollback brings them back; the RELEASE of a
+	// savepoint brings transaction_read_only back, too.
 	before map[string]string
 
 	// What the server was last told to keep.
@@ -113,6 +114,10 @@ func (s *settings) question(inTx bool) string {
 	}
 	return settingsQuestion
 }
+
+// narrowed reports whether the open transaction was made read-only while it was
+// open.
+func (s *settings) narrowed() bool { return s.before["transaction_read_only"] != "" }
 
 // note takes the body of a ParameterStatus.
 func (s *settings) note(body []byte) {
@@ -352,13 +357,18 @@ func (b *Backend) setReadOnly(readOnly bool, set func(string) error) error {
 		value = "on"
 	}
 	const name = "default_transaction_read_only"
-	if old, watched := s.want[name]; watched {
-		if b.status == 'T' {
-			if s.before == nil {
-				s.before = make(map[string]string)
-			}
-			s.before[name] = old
+	if b.status == 'T' {
+		if s.before == nil {
+			s.before = make(map[string]string)
 		}
+		if _, known := s.before[name]; !known {
+			s.before[name] = s.want[name]
+		}
+		if readOnly {
+			s.before["transaction_read_only"] = "off"
+		}
+	}
+	if _, watched := s.want[name]; watched {
 		s.want[name] = value
 	}
 	sql := "SET default_transaction_read_only TO " + value
@@ -387,15 +397,25 @@ func (b *Backend) OpenWrites(rule *policy.Rule, open bool) error {
 
 // set runs a SET of pgproxy's own, as an internal query.
 func (b *Backend) set(sql string) error {
-	r, err := b.execute(sql)
+	r, err := b.execute(b.outside(sql))
 	if err != nil {
 		return err
 	}
 	return b.wasSet(sql, r)
 }
 
+// outside is a SET behind the guard's savepoint, which is released: at the end
+// of a subtransaction the server takes back whether it was read-only.
+func (b *Backend) outside(sql string) string {
+	if b.saved && b.status == 'T' {
+		return "RELEASE SAVEPOINT " + b.savepoint + "; " + sql
+	}
+	return sql
+}
+
 func (b *Backend) wasSet(sql string, r *reply) error {
 	if r.failure == nil {
+		b.saved = false
 		return nil
 	}
 	if err := b.session.Ended(); err != nil {
@@ -406,7 +426,7 @@ func (b *Backend) wasSet(sql string, r *reply) error {
 
 // setNow is set in the middle of a message: the session is in the gate.
 func (b *Backend) setNow(sql string) error {
-	r, err := b.roundTrip(sql)
+	r, err := b.roundTrip(b.outside(sql))
 	if err != nil {
 		return err
 	}
