@@ -17,3 +17,7 @@ func HelperName(task string) string { return ownName + task }
 func IsHelper(applicationName string) bool {
 	return strings.HasPrefix(applicationName, ownName) && !strings.HasPrefix(applicationName, sessionName)
 }
+
+// IsSession reports whether an application_name is that of a session, of
+// whichever pgproxy.
+func IsSession(applicationName string) bool { return strings.HasPrefix(applicationName, sessionName) }

@@ -172,6 +172,8 @@ func (srv *Server) view(v Viewer, snapshot *activity.Snapshot) *DatabaseView {
 func (srv *Server) backend(v Viewer, snapshot *activity.Snapshot, of *activity.Backend, session Info) Backend {
 	b := Backend{Backend: *of, User: session.User, Node: session.Node, Session: session.ID}
 	switch {
+	case session.ID == "" && upstream.IsSession(of.Application) && !v.Rule.MayObserve:
+		b.Query = "" // of another pgproxy's session, of one that has just ended, or of a parallel worker
 	case session.ID == "":
 		b.Query = srv.maskOther(b.Query)
 	case v.Sees(session.User):

@@ -98,6 +98,34 @@ func TestBlockersOfTwenty(t *testing.T) {
 // activityInterval is for how long a reading is shown.
 const activityInterval = time.Second
 
+// What a session runs needs may_observe, too, where this pgproxy does not know the
+// backend: it is another one's session, or has just ended, or is a parallel worker.
+func TestStatementsOfUnknownSessions(t *testing.T) {
+	p := startProxy(t)
+	pg := upstreamtest.Shared(t)
+	makeTable(t, "unknown_sessions")
+	holder := program(t, pg, "app", Stamp(alice, "elsewhere"))
+	if err := holder.Exec(t.Context(), "BEGIN; UPDATE unknown_sessions SET n = 2").Close(); err != nil {
+		t.Fatal(err)
+	}
+	c := p.loginFrom(t, "127.0.0.2")
+	c.send(frame.AppendQuery(nil, "UPDATE unknown_sessions SET n = 1 WHERE id = 1"))
+	awaitRows(t, pg, 1, "SELECT pid FROM pg_locks WHERE NOT granted")
+	for _, v := range []Viewer{viewer(bob.Login, func(*policy.Rule) {}), observer()} {
+		view, err := p.LookAt(t.Context(), v, "app")
+		if err != nil || len(view.Waiting) != 2 || view.Waiting[0].PID != int(holder.PID()) {
+			t.Fatalf("%+v, %v", view, err)
+		}
+		if got := view.Waiting[0].Query; strings.Contains(got, "unknown_sessions") != v.Rule.MayObserve {
+			t.Errorf("%s, may_observe %v, sees %q", v.Who(), v.Rule.MayObserve, got)
+		}
+	}
+	if err := holder.Exec(t.Context(), "ROLLBACK").Close(); err != nil {
+		t.Fatal(err)
+	}
+	c.answer()
+}
+
 // In a failed transaction, too, and in psql within a hundred columns.
 func TestPsqlBlockers(t *testing.T) {
 	p := startProxy(t, withRule(func(r *policy.Rule) { r.MayObserve = true }))
