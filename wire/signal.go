@@ -93,7 +93,7 @@ func (srv *Server) signalOther(ctx context.Context, j *journal, sig *Signal) (se
 		return false, ErrNoBackend
 	case upstream.IsHelper(b.Application), b.PID == int(up.PID):
 		return false, ErrHelper
-	case b.Database != "" && b.Database != sig.Database:
+	case b.Database != sig.Database: // "" is a physical replica's
 		return false, ErrOtherDatabase
 	case b.Start.IsZero():
 		return false, ErrUnknownStart

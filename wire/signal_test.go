@@ -290,3 +290,20 @@ func TestSignalRaces(t *testing.T) {
 		wg.Wait()
 	}
 }
+
+// What is of no database, like a process of the server's own or a replica's
+// receiver of the log, is not signalled.
+func TestSignalOfNoDatabase(t *testing.T) {
+	pg := upstreamtest.Shared(t)
+	p := startProxyTo(t, pg.DSN("postgres", "app"), signals)
+	const launcher = "SELECT pid FROM pg_stat_activity WHERE backend_type = 'logical replication launcher'"
+	rows := pg.Exec(t, launcher)
+	if len(rows) != 1 {
+		t.Fatalf("the launchers are %v", rows)
+	}
+	c := p.loginFrom(t, "127.0.0.2")
+	c.want("SELECT pg_terminate_backend("+rows[0][0]+")", "E(42501 pgproxy: the backend was not signalled) Z(I)")
+	if list := p.signalRecords(); len(list) > 0 {
+		t.Errorf("recorded %+v", list)
+	}
+}
