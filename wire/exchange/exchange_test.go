@@ -205,3 +205,26 @@ func TestShiftedPosition(t *testing.T) {
 		}
 	}
 }
+
+// A timeout that meets what pgproxy sends ahead of a change is told as one.
+func TestTimeoutAhead(t *testing.T) {
+	failed := frame.Append(nil, 'E', []byte("SERROR\x00C57014\x00Mcanceling statement due to user request\x00\x00")...)
+	ready := frame.Append(nil, 'Z', 'I')
+	for _, expired := range []bool{false, true} {
+		b, c, _ := scripted(slices.Concat(failed, ready), 0)
+		c.expired = expired
+		rule := policy.Rule{Access: policy.Admin, MaxAffectedRows: 10, StatementTimeout: time.Second}
+		w := &run{Backend: b, r: &Request{Message: twoStatements(), Rule: rule, Memory: new(policy.Memory)}}
+		w.a = newAnswer(w.r, &b.cursors)
+		if _, err := b.gate.enter(); err != nil {
+			t.Fatal(err)
+		}
+		b.gate.sent = true
+		if ok, err := w.opened(opening{texts: []string{"BEGIN"}}); ok || err != nil {
+			t.Fatal(ok, err)
+		}
+		if got := strings.Contains(w.a.failure, "statement_timeout"); got != expired {
+			t.Errorf("expired %v: told %q", expired, w.a.failure)
+		}
+	}
+}

@@ -428,6 +428,7 @@ func (w *run) tell(r *reply) {
 	if a.failed() {
 		return
 	}
+	a.expired = w.session.Expired()
 	a.cancelSent = w.gate.sentTo(w.gate.running())
 	a.cancelledBy, _ = w.session.Cancelled()
 	if n := a.replacement(*r.failure, len(r.frame)-frame.HeaderLen); n != nil {
