@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -69,6 +70,11 @@ func (b Backend) Who() string {
 	return name
 }
 
+// maxMonitors is how many are kept before those without a connection go. Where
+// any database may be asked for, there is one for every name that somebody has
+// thought of.
+const maxMonitors = 100
+
 // monitors are the activity monitors of a Server, by database. Safe for
 // concurrent use.
 type monitors struct {
@@ -86,6 +92,9 @@ func (m *monitors) get(dial func(context.Context, upstream.Request) (*upstream.C
 	if m.list[database] == nil {
 		if m.list == nil {
 			m.list = make(map[string]*activity.Monitor)
+		}
+		if len(m.list) >= maxMonitors {
+			maps.DeleteFunc(m.list, func(_ string, unused *activity.Monitor) bool { return unused.CloseUnused() })
 		}
 		m.list[database] = activity.NewMonitor(dial, database)
 	}

@@ -1,7 +1,9 @@
 package wire
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"slices"
 	"strconv"
@@ -211,5 +213,31 @@ func TestLookAtRefused(t *testing.T) {
 		t.Errorf("got %v, %v", view, err)
 	} else if _, err := json.Marshal(view); err != nil {
 		t.Error(err)
+	}
+}
+
+// Where any database may be asked for, names that nobody has do not pile up.
+func TestLookAtNoSuchDatabases(t *testing.T) {
+	p := startProxy(t, func(srv *Server) {
+		srv.Databases = []string{"*"}
+		dial := srv.Dial
+		srv.Dial = func(ctx context.Context, req upstream.Request) (*upstream.Conn, error) {
+			if strings.HasPrefix(req.Database, "nosuch") {
+				return nil, errors.New("no such database")
+			}
+			return dial(ctx, req)
+		}
+	})
+	if _, err := p.LookAt(t.Context(), observer(), "app"); err != nil {
+		t.Fatal(err)
+	}
+	known := p.monitors.list["app"]
+	for i := range 2 * maxMonitors {
+		if _, err := p.LookAt(t.Context(), observer(), fmt.Sprint("nosuch", i)); err == nil {
+			t.Fatal("a database that there is not is shown")
+		}
+	}
+	if n := len(p.monitors.list); n > maxMonitors || p.monitors.list["app"] != known {
+		t.Errorf("%d are kept; app's is the same: %v", n, p.monitors.list["app"] == known)
 	}
 }

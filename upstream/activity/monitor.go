@@ -107,6 +107,25 @@ func (m *Monitor) closeUnused() {
 	}
 }
 
+// CloseUnused closes a Monitor that has no connection and that nobody waits for,
+// and reports whether it has.
+func (m *Monitor) CloseUnused() bool {
+	select {
+	case m.turn <- struct{}{}:
+	default:
+		return false
+	}
+	defer func() { <-m.turn }()
+	if m.conn != nil {
+		return false
+	}
+	m.closed = true
+	if m.unused != nil {
+		m.unused.Stop()
+	}
+	return true
+}
+
 // Close closes the connection and waits for who is looking.
 func (m *Monitor) Close() {
 	m.turn <- struct{}{}
