@@ -162,7 +162,7 @@ func (s *session) serveSignal(st *statement, call *policy.Signal) *sessionError 
 		}
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
-		sent, err = s.srv.signal(ctx, &s.journal, Viewer{Caller: s.caller, Rule: st.rule}, sig)
+		sent, err = s.srv.signal(ctx, &s.journal, Viewer{Caller: s.caller, Rule: s.ruling.rule()}, sig) // as of now: the message may have waited for an approval
 		return err
 	})
 	value := "f"

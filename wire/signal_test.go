@@ -307,3 +307,24 @@ func TestSignalOfNoDatabase(t *testing.T) {
 		t.Errorf("recorded %+v", list)
 	}
 }
+
+// A signal behind an access that another person has to approve is judged anew
+// when that is given.
+func TestSignalBehindApproval(t *testing.T) {
+	pg := upstreamtest.Shared(t)
+	p, r := startElevate(t, policy.Elevate{Access: policy.Write, By: policy.Approval, For: time.Hour})
+	r.change(func(r *peopleRules) { r.alice.MaySignal = true })
+	victim := program(t, pg, "app", "nightly-import")
+	c, bobs := p.login(t), p.loginFrom(t, "127.0.0.2")
+	c.send(frame.AppendQuery(nil, fmt.Sprintf("SET pgproxy.access = 'write'; SELECT pg_terminate_backend(%d)", victim.PID())))
+	_, id, _ := strings.Cut(c.untilNotice("waiting for another person"), "approve request ")
+	r.change(func(r *peopleRules) { r.alice.MaySignal = false })
+	p.Recheck(t.Context())
+	bobs.want("SET pgproxy.approve = '"+id[:6]+"'", "C(SET) Z(I)")
+	if got := c.answer(); !strings.HasSuffix(got, "E(42501 pgproxy: the backend was not signalled) Z(I)") {
+		t.Errorf("got %s", got)
+	}
+	if !alive(t, pg, victim.PID()) {
+		t.Error("it was ended")
+	}
+}
