@@ -501,3 +501,25 @@ func TestElevationEndsInTransaction(t *testing.T) {
 		}
 	}
 }
+
+// What an admin has made of the session in a transaction that failed then is put
+// back once the transaction works again.
+func TestAdminEndsInFailedTransaction(t *testing.T) {
+	pg := upstreamtest.Shared(t)
+	p, _ := startElevate(t, policy.Elevate{Access: policy.Admin, For: time.Hour}, func(srv *Server) {
+		config, err := upstream.ParseConfig(pg.DSN("postgres", "app"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		srv.Dial = config.Dial
+	})
+	c := p.login(t)
+	c.wantPart("SET pgproxy.access = 'admin'", "C(SET) Z(I)")
+	for _, sql := range []string{"BEGIN", "SET SESSION AUTHORIZATION app; SET ROLE app", "SAVEPOINT s"} {
+		c.wantPart(sql, "Z(T)")
+	}
+	c.wantPart("SELECT 1/0", "E(22012 ", "Z(E)")
+	c.wantPart("RESET pgproxy.access", "Z(E)")
+	c.wantPart("ROLLBACK TO s; SELECT current_user, session_user", "C(ROLLBACK)", "D(postgres,postgres)", "Z(T)")
+	c.wantPart("COMMIT; SELECT current_user, session_user", "C(COMMIT)", "D(postgres,postgres)", "Z(I)")
+}

@@ -229,8 +229,8 @@ func (s *settings) putBack(name string, rule *policy.Rule) string {
 	switch name {
 	case "session_authorization":
 		return "RESET SESSION AUTHORIZATION"
-	case "is_superuser":
-		return "RESET ROLE"
+	case "is_superuser": // by either of the two
+		return "RESET SESSION AUTHORIZATION; RESET ROLE"
 	case "transaction_read_only":
 		return "SET TRANSACTION READ ONLY"
 	case "statement_timeout":
