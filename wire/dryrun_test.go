@@ -47,6 +47,7 @@ func TestDryRun(t *testing.T) {
 				{"EXPLAIN (ANALYZE, COSTS off, TIMING off, SUMMARY off) DELETE FROM dry WHERE id = 5", "…"},
 				{"SELECT writes()", "D(1) " + dryOnce + " C(SELECT 1) Z(I)"},
 				{"SELECT * FROM writing", "D(1) C(SELECT 1) Z(I)"},
+				{"DECLARE held CURSOR WITH HOLD FOR SELECT * FROM writing", dryOnce + " C(DECLARE CURSOR) Z(I)"},
 				{"SELECT nextval('seq')", "D(1) " + dryOnce + " C(SELECT 1) Z(I)"},
 				{"CREATE TEMP TABLE tmp (id int)", dryOnce + " C(CREATE TABLE) Z(I)"},
 				{"SELECT 1", "D(1) C(SELECT 1) Z(I)"},

@@ -80,7 +80,7 @@ func (w *run) endDry(seg segment) error {
 // tellDry tells, once in a message, that nothing was kept, where something might
 // have been.
 func (w *run) tellDry() {
-	if w.told || !slices.ContainsFunc(w.r.Message.Statements, func(st policy.Statement) bool { return st.MayChange() || st.Tx == policy.TxCommit }) {
+	if w.told || !slices.ContainsFunc(w.r.Message.Statements, func(st policy.Statement) bool { return st.MayChange() || st.Tx == policy.TxCommit || st.Cursor.Hold }) {
 		return
 	}
 	w.told = true
