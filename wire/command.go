@@ -2,6 +2,7 @@ package wire
 
 import (
 	"encoding/binary"
+	"slices"
 	"strconv"
 	"time"
 
@@ -19,8 +20,8 @@ func (s *session) tryOwn(st *statement) *policy.Refusal {
 	}
 	own := st.msg.Statements[:st.own]
 	rule, reason, bad, refusal := s.ruling.try(own)
-	if refusal == nil && rule.DryRun != st.rule.DryRun && s.backend.Status() != 'I' {
-		bad, refusal = 0, policy.RefuseDryRunInTransaction()
+	if i := slices.IndexFunc(own, func(o policy.Statement) bool { return setsDryRun(o.Proxy, st.rule.DryRun) }); i >= 0 && refusal == nil && s.backend.Status() != 'I' {
+		bad, refusal = i, policy.RefuseDryRunInTransaction()
 	}
 	if refusal != nil {
 		refusal.Position = 0
@@ -32,6 +33,12 @@ func (s *session) tryOwn(st *statement) *policy.Refusal {
 	}
 	st.rule, st.reason = rule, reason
 	return nil
+}
+
+// setsDryRun reports whether a command may begin or end a dry run, whatever the
+// commands behind it make of that: one of those may fail.
+func setsDryRun(cmd *policy.ProxyCommand, dry bool) bool {
+	return cmd.Verb != "SHOW" && (cmd.Name == "dry_run" || cmd.Name == "all" && dry)
 }
 
 // serveOwn serves pgproxy's own statements at the beginning of a message. It
