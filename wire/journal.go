@@ -122,6 +122,7 @@ func (j *journal) denied(st *statement, d policy.Decision) {
 	j.srv.record(rec)
 	j.srv.metrics.refusal(d.Refusal.Rule)
 	j.srv.metrics.denied(d.Kinds)
+	j.srv.hour.refused(rec.Time)
 	j.log.Info("statement refused", "seq", st.seq, "rule", d.Refusal.Rule, "sqlstate", d.Refusal.Code)
 	j.remember(st, exchange.Outcome{SQLState: d.Refusal.Code, Failure: rec.Error}, true)
 }
@@ -145,6 +146,7 @@ func (j *journal) answered(st *statement, o exchange.Outcome, txStatus byte) {
 	j.totals.rows.Add(o.Rows)
 	j.totals.bytes.Add(o.Bytes)
 	j.srv.metrics.result(took, o)
+	j.srv.hour.answered(rec.Time, took, o.SQLState != "")
 	j.remember(st, o, false)
 	if j.log.Enabled(context.Background(), slog.LevelDebug) {
 		j.log.Debug("statement", "seq", st.seq, "tag", o.Tag, "rows", o.Rows, "bytes", o.Bytes,

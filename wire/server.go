@@ -86,6 +86,7 @@ type Server struct {
 	keys    cancelKeys
 	metrics metrics
 	history history
+	hour    hour
 	dropped droppedCancels
 	looks   looks
 	// monitors look at databases while somebody looks at them.
