@@ -21,6 +21,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"tailscale.com/client/local"
@@ -100,6 +101,9 @@ type Node struct {
 	// controlGrace is how long the coordination server may be out of reach
 	// before Watch says so: streams break and come back all the time.
 	controlGrace time.Duration
+
+	// away and relayLost are what Watch has found: see Control and Relay.
+	away, relayLost atomic.Bool
 
 	mu sync.Mutex
 	// waitsFor is what Up waits for; empty once the node is up.
@@ -204,6 +208,26 @@ func (n *Node) Ready() error {
 		return errors.New("the node's key has expired or was revoked (NeedsLogin): somebody has to log it in again")
 	case status.BackendState != ipn.Running.String():
 		return fmt.Errorf("the node is %s", status.BackendState)
+	}
+	return nil
+}
+
+// Control returns nil unless the coordination server has been out of reach for a
+// while, as [Node.Watch] has found. The error may be read by anybody.
+func (n *Node) Control() error { return n.link(&n.away, errAway) }
+
+// Relay returns nil unless the home relay (DERP) is lost, as [Node.Watch] has
+// found. The error may be read by anybody.
+func (n *Node) Relay() error { return n.link(&n.relayLost, errRelayLost) }
+
+var (
+	errAway      = errors.New("the coordination server is out of reach: sessions go on with what was last known of the tailnet")
+	errRelayLost = errors.New("the home relay (DERP) is lost: devices without a direct path cannot reach this node")
+)
+
+func (n *Node) link(lost *atomic.Bool, err error) error {
+	if lost.Load() {
+		return err
 	}
 	return nil
 }

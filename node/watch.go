@@ -117,6 +117,7 @@ func (w *watch) noteControl(now time.Time) {
 			w.n.log.Info("coordination server is back", "away", now.Sub(w.awaySince).Round(time.Second))
 		}
 		w.awaySince, w.awayTold = time.Time{}, false
+		w.n.away.Store(false)
 		return
 	}
 	if w.awaySince.IsZero() {
@@ -124,7 +125,8 @@ func (w *watch) noteControl(now time.Time) {
 	}
 	if !w.awayTold && now.Sub(w.awaySince) >= w.n.controlGrace {
 		w.awayTold = true
-		w.n.log.Warn("coordination server is out of reach: sessions go on with what was last known of the tailnet")
+		w.n.away.Store(true)
+		w.n.log.Warn(errAway.Error())
 	}
 }
 
@@ -150,9 +152,10 @@ func (w *watch) noteRelay(now *health.State) {
 	}
 	switch {
 	case lost != "" && !w.relayLost:
-		w.n.log.Warn("the home relay (DERP) is lost: devices without a direct path cannot reach this node", "detail", w.n.mask.text(lost))
+		w.n.log.Warn(errRelayLost.Error(), "detail", w.n.mask.text(lost))
 	case lost == "" && w.relayLost:
 		w.n.log.Info("the home relay (DERP) is back")
 	}
 	w.relayLost = lost != ""
+	w.n.relayLost.Store(w.relayLost)
 }

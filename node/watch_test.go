@@ -295,6 +295,9 @@ func TestWatchControlAway(t *testing.T) {
 
 	w.tn.CutControl()
 	w.eventually(t, func() bool { return strings.Contains(w.log.String(), "coordination server is out of reach") })
+	if w.n.Control() == nil || w.n.Relay() != nil {
+		t.Errorf("Control: %v, Relay: %v", w.n.Control(), w.n.Relay())
+	}
 	if err := w.n.Ready(); err != nil {
 		t.Errorf("Ready: %v", err)
 	}
@@ -306,7 +309,9 @@ func TestWatchControlAway(t *testing.T) {
 	// What changes meanwhile is known as soon as the server is back.
 	w.tn.Grant("alice@example.com", capability, `{"access":"read"}`)
 	w.tn.RestoreControl()
-	w.eventually(t, func() bool { return strings.Contains(w.log.String(), "coordination server is back") })
+	w.eventually(t, func() bool {
+		return strings.Contains(w.log.String(), "coordination server is back") && w.n.Control() == nil
+	})
 	w.eventually(t, func() bool {
 		c, err := w.n.WhoIs(t.Context(), conn.RemoteAddr(), 5432)
 		return err == nil && c.Granted
@@ -325,12 +330,16 @@ func TestWatchRelayLost(t *testing.T) {
 	t.Parallel()
 	w := watch(t)
 	w.tn.CutRelay()
-	w.eventually(t, func() bool { return strings.Contains(w.log.String(), "the home relay (DERP) is lost") })
+	w.eventually(t, func() bool {
+		return strings.Contains(w.log.String(), "the home relay (DERP) is lost") && w.n.Relay() != nil
+	})
 	if err := w.n.Ready(); err != nil {
 		t.Errorf("Ready: %v", err)
 	}
 	w.tn.RestoreRelay()
-	w.eventually(t, func() bool { return strings.Contains(w.log.String(), "the home relay (DERP) is back") })
+	w.eventually(t, func() bool {
+		return strings.Contains(w.log.String(), "the home relay (DERP) is back") && w.n.Relay() == nil
+	})
 	if n := strings.Count(w.log.String(), "the home relay (DERP) is lost"); n != 1 {
 		t.Errorf("said %d times that the relay is lost, want once:\n%s", n, w.log)
 	}

@@ -55,6 +55,12 @@ func (n *Node) Up(context.Context) error { return nil }
 // Ready always returns nil.
 func (n *Node) Ready() error { return nil }
 
+// Control always returns nil.
+func (n *Node) Control() error { return nil }
+
+// Relay always returns nil.
+func (n *Node) Relay() error { return nil }
+
 // Notes are none.
 func (n *Node) Notes() []string { return nil }
 
