@@ -183,6 +183,8 @@ func serve(ctx context.Context, c *config.Config, _, stderr io.Writer) error {
 type place interface {
 	Up(context.Context) error
 	Ready() error
+	Control() error
+	Relay() error
 	Notes() []string
 	Names() (dnsName string, addrs []netip.Addr)
 	Listen(port int) (net.Listener, error)
@@ -327,11 +329,11 @@ func (p *proxy) run(ctx, hurry context.Context, srv *wire.Server, at place, reco
 	if page != nil {
 		srv.StatusPage = p.pageURL(at, page)
 		p.Log.Info("status page", "address", page.Addr().String(), "url", srv.StatusPage)
-		records := p.trail()
-		if records != nil {
+		past := p.trail()
+		if past != nil {
 			srv.Transcripts = srv.StatusPage + "sessions/"
 		}
-		tasks.Go(func() { health.Serve(background, page, p.page(srv, at, reach, ops, records), p.Log) })
+		tasks.Go(func() { health.Serve(background, page, p.page(srv, at, reach, ops, records, past), p.Log) })
 	}
 	tasks.Go(func() { at.Watch(background, func() { srv.Recheck(background) }) })
 
@@ -387,11 +389,17 @@ func (p *proxy) trail() *trail.Log {
 }
 
 // page is the status page.
-func (p *proxy) page(srv *wire.Server, at place, reach *health.Probe, ops http.Handler, records *trail.Log) http.Handler {
+func (p *proxy) page(srv *wire.Server, at place, reach *health.Probe, ops http.Handler, records *audit.Writer, past *trail.Log) http.Handler {
 	name, _ := at.Names()
 	return (&status.Page{
 		Name: p.Hostname, Hosts: []string{name}, Upstream: p.Upstream.Describe(), Notes: at.Notes,
-		Server: srv, Log: records, WhoIs: whoIs(at, p.DebugPort), Rules: p.Rule, Reach: reach.Last, Ops: ops, Logger: p.Log,
+		Server: srv, Log: past, WhoIs: whoIs(at, p.DebugPort), Rules: p.Rule, Reach: reach.Last, Ops: ops, Logger: p.Log,
+		Checks: []health.Check{
+			{Name: "Tailnet", Run: func(context.Context) error { return at.Ready() }, Tell: true},
+			{Name: "Control", Run: func(context.Context) error { return at.Control() }, Tell: true},
+			{Name: "DERP", Run: func(context.Context) error { return at.Relay() }, Tell: true},
+			{Name: "Audit", Run: func(context.Context) error { return records.Healthy() }},
+		},
 	}).Handler()
 }
 

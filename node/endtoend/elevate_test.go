@@ -93,7 +93,7 @@ func TestElevate(t *testing.T) {
 		}
 	}
 	if code, body := p.browse(t, approver, "GET", "/requests"); code != http.StatusOK || !strings.Contains(body, id) || !strings.Contains(body, "INC-42") ||
-		!strings.Contains(body, "update raised set n = 1") {
+		!strings.Contains(uncoloured(body), "update raised set n = 1") {
 		t.Errorf("the approver sees %d %s", code, body)
 	}
 	if code, body := p.browse(t, approver, "POST", "/request/"+id+"/approve"); code != http.StatusSeeOther {

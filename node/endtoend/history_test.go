@@ -56,6 +56,7 @@ func TestTranscriptOfPsql(t *testing.T) {
 	p.record(t, "the end", func(r audit.Record) bool { return r.Event == audit.Disconnect && r.Session == session })
 
 	_, body := p.browse(t, alice, "GET", path)
+	body = uncoloured(body)
 	at := 0
 	for _, want := range []string{
 		"connected to app", "pgproxy.reason", "psql asked the catalogue by itself", "REFUSED by rule", "DELETE FROM pg_class",
@@ -103,7 +104,7 @@ func TestTranscriptAfterKill(t *testing.T) {
 	second.connect(t, nil)
 	for _, target := range []string{"/sessions/" + s.id, "/sessions/" + s.id + "?at=" + time.Now().UTC().Format(time.RFC3339), "/history?text=sleep"} {
 		code, body := second.browseAt(t, "127.0.0.1:"+port, nil, "GET", target)
-		if code != http.StatusOK || !strings.Contains(body, "SELECT pg_sleep(60)") || !strings.Contains(body, "its outcome is not on record") {
+		if code != http.StatusOK || !strings.Contains(uncoloured(body), "SELECT pg_sleep(60)") || !strings.Contains(body, "its outcome is not on record") {
 			t.Errorf("%s: %d %s", target, code, body)
 		}
 	}

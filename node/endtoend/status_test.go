@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -47,6 +48,11 @@ func (p *proxy) browseAt(t *testing.T, host string, from *nodetest.Peer, method,
 	return resp.StatusCode, string(text)
 }
 
+var spans = regexp.MustCompile(`</?span[^>]*>`)
+
+// uncoloured is a page without the marks that colour its statements.
+func uncoloured(page string) string { return spans.ReplaceAllString(page, "") }
+
 // The status page knows people by the tailnet, as sessions do: each sees their
 // own, and the one on call sees and ends what others do.
 func TestStatusPage(t *testing.T) {
@@ -56,6 +62,7 @@ func TestStatusPage(t *testing.T) {
 	alices, bobs := p.connect(t, alice), p.connect(t, bob)
 	alices.query(t, "SELECT 'of alice'")
 	bobs.query(t, "SELECT 'of bob'")
+	// Each of the two has asked for its session, too.
 
 	listed := func(from *nodetest.Peer) []string {
 		t.Helper()
@@ -78,7 +85,8 @@ func TestStatusPage(t *testing.T) {
 			t.Errorf("%s sees sessions %v, want %v", who, got, tt.want)
 		}
 		code, page := p.browse(t, tt.from, "GET", "/")
-		if code != http.StatusOK || strings.Contains(page, "of bob") != (who != "alice") || !strings.Contains(page, who+"@example.com") {
+		if code != http.StatusOK || strings.Contains(page, "of bob") != (who != "alice") || !strings.Contains(page, who+"@example.com") ||
+			!strings.Contains(page, `aria-label="4 statements in the last hour, 0 errors, 0 refused"`) || !strings.Contains(page, `good"><b>Control</b> ok`) {
 			t.Errorf("%s sees %d: %s", who, code, page)
 		}
 	}

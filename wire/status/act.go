@@ -7,7 +7,6 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
-	"time"
 
 	"pgproxy/wire"
 )
@@ -40,8 +39,8 @@ var outcomes = map[string]string{
 
 // question is what the confirmation page shows.
 type question struct {
+	frame
 	action
-	Page    *Page
 	Verb    string
 	ID      string
 	Session *session // nil for those who may end it and not see it
@@ -56,19 +55,19 @@ func (p *Page) ask(w http.ResponseWriter, r *http.Request, v wire.Viewer, verb s
 		p.done(w, r, "gone")
 		return
 	}
-	q := question{action: acts[verb], Page: p, Verb: verb, ID: id}
+	q := question{frame: p.frame(v, "Sessions"), action: acts[verb], Verb: verb, ID: id}
 	if info := list[i]; v.Sees(info.User) {
-		q.Session = &session{Info: info, Own: info.User == v.Who(), Tone: tone(info.State), Whole: true, Now: time.Now()}
+		q.Session = &session{Info: info, Own: info.User == v.Who(), Now: q.Now}
 	}
 	if !v.Ends(list[i].User) {
-		p.fail(w, http.StatusForbidden, wire.ErrNotAllowed)
+		p.fail(w, r, http.StatusForbidden, wire.ErrNotAllowed)
 		return
 	}
 	if verb == "cancel" && q.Session != nil && !q.Session.Active() {
 		p.done(w, r, "late")
 		return
 	}
-	p.render(w, http.StatusOK, "ask", q)
+	p.render(w, r, http.StatusOK, "ask", q)
 }
 
 // act does it. Whether it is allowed is decided anew, and recorded, by wire.
@@ -81,7 +80,7 @@ func (p *Page) act(w http.ResponseWriter, r *http.Request, v wire.Viewer, verb s
 		// The statement that the person has looked at, not its successor.
 		seq, parseErr := strconv.ParseInt(cmp.Or(r.PostFormValue("seq"), "0"), 10, 64)
 		if parseErr != nil || seq < 0 {
-			p.fail(w, http.StatusBadRequest, errors.New("seq is not a number of a statement"))
+			p.fail(w, r, http.StatusBadRequest, errors.New("seq is not a number of a statement"))
 			return
 		}
 		err = p.Server.Cancel(r.Context(), v, id, seq)
@@ -92,13 +91,13 @@ func (p *Page) act(w http.ResponseWriter, r *http.Request, v wire.Viewer, verb s
 	case errors.Is(err, wire.ErrNotRunning):
 		p.done(w, r, "late")
 	case errors.Is(err, wire.ErrNotAllowed):
-		p.fail(w, http.StatusForbidden, wire.ErrNotAllowed)
+		p.fail(w, r, http.StatusForbidden, wire.ErrNotAllowed)
 	case errors.Is(err, wire.ErrUnrecorded):
 		// Its cause names files of this machine.
 		p.Logger.Error("status page: act not recorded, and so not done", "act", verb, "session", id, "user", v.Who(), "err", err)
-		p.fail(w, http.StatusServiceUnavailable, wire.ErrUnrecorded)
+		p.fail(w, r, http.StatusServiceUnavailable, wire.ErrUnrecorded)
 	case err != nil:
-		p.fail(w, http.StatusBadGateway, err)
+		p.fail(w, r, http.StatusBadGateway, err)
 	default:
 		p.done(w, r, acts[verb].done)
 	}
@@ -111,10 +110,12 @@ func (p *Page) done(w http.ResponseWriter, r *http.Request, what string) {
 
 // failure is a page that says why not.
 type failure struct {
-	Page *Page
-	Why  string
+	frame
+	Why string
 }
 
-func (p *Page) fail(w http.ResponseWriter, status int, why error) {
-	p.render(w, status, "fail", failure{Page: p, Why: why.Error()})
+// fail says so. The answer has nothing that differs from one moment to the next:
+// what does not exist must look like what is not the viewer's to see.
+func (p *Page) fail(w http.ResponseWriter, r *http.Request, status int, why error) {
+	p.render(w, r, status, "fail", failure{frame: frame{Page: p}, Why: why.Error()})
 }

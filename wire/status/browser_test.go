@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"pgproxy/upstream/upstreamtest"
 	"pgproxy/wire"
 	"pgproxy/wire/health"
 )
@@ -190,7 +191,7 @@ type look struct {
 var (
 	phone     = look{width: 390, height: 844}
 	phoneDark = look{width: 390, height: 844, dark: true}
-	desk      = look{width: 1280, height: 900}
+	desk      = look{width: 1400, height: 900}
 )
 
 func (b *browser) open(t *testing.T, l look) *tab {
@@ -417,6 +418,62 @@ const unreadable = `(() => {
 	return bad;
 })()`
 
+// readable requires that all text can be read, and that nothing is wider than
+// the screen.
+func (tb *tab) readable(page string, l look) {
+	tb.t.Helper()
+	var bad []string
+	tb.eval(unreadable, &bad)
+	for _, what := range bad {
+		tb.t.Errorf("%s: %s", page, what)
+	}
+	var width int
+	if tb.eval("document.documentElement.scrollWidth", &width); width > l.width {
+		tb.t.Errorf("%s is %d wide on a screen of %d", page, width, l.width)
+	}
+}
+
+// axeCore returns axe-core's script; empty where it is not installed.
+func axeCore(t *testing.T) string {
+	path := os.Getenv("PGPROXY_TEST_AXE")
+	if path == "" {
+		path = filepath.Join(upstreamtest.CacheDir(), "axe", "node_modules", "axe-core", "axe.min.js")
+	}
+	script, err := os.ReadFile(path)
+	if err != nil {
+		t.Log("no axe-core; .ci/axe installs it, PGPROXY_TEST_AXE names its axe.min.js")
+	}
+	return string(script)
+}
+
+// accessible requires that axe-core finds nothing serious.
+func (tb *tab) accessible(page, axe string) {
+	tb.t.Helper()
+	var found struct {
+		Passes   int
+		Problems []string
+	}
+	tb.eval(axe+`; axe.run().then((r) => ({passes: r.passes.length, problems: r.violations.filter((v) => ["serious", "critical"].includes(v.impact))
+		.flatMap((v) => v.nodes.map((n) => v.id + ": " + v.help + ": " + n.html.slice(0, 200)))}))`, &found)
+	if found.Passes < 10 {
+		tb.t.Errorf("%s: axe has looked at %d things alone", page, found.Passes)
+	}
+	for _, p := range found.Problems {
+		tb.t.Errorf("%s: axe: %s", page, p)
+	}
+}
+
+// press presses a key.
+func (tb *tab) press(key string, code int) {
+	tb.t.Helper()
+	text := ""
+	if key == "Enter" {
+		text = "\r"
+	}
+	tb.call("Input.dispatchKeyEvent", map[string]any{"type": "keyDown", "key": key, "code": key, "windowsVirtualKeyCode": code, "text": text})
+	tb.call("Input.dispatchKeyEvent", map[string]any{"type": "keyUp", "key": key, "code": key, "windowsVirtualKeyCode": code})
+}
+
 func TestBrowser(t *testing.T) {
 	if testing.Short() {
 		t.Skip("takes some seconds")
@@ -424,26 +481,31 @@ func TestBrowser(t *testing.T) {
 	b := startBrowser(t)
 
 	t.Run("readable", func(t *testing.T) {
-		for name, l := range map[string]look{"phone": phone, "phone-dark": phoneDark, "desk": desk, "desk-dark": {width: 1280, height: 900, dark: true},
-			"phone-no-script": {width: 390, height: 844, noScript: true}} {
-			for _, v := range []wire.Viewer{alice, oncall} {
+		axe := axeCore(t)
+		for name, l := range map[string]look{
+			"phone": phone, "phone-dark": phoneDark, "phone-no-script": {width: 390, height: 844, noScript: true},
+			"tablet": {width: 800, height: 1000}, "tablet-dark": {width: 800, height: 1000, dark: true},
+			"desk": desk, "desk-dark": {width: 1400, height: 900, dark: true},
+		} {
+			for _, v := range []wire.Viewer{alice, lead} {
 				who, _, _ := strings.Cut(v.Who(), "@")
+				if who == "alice" && l != phone && l != desk {
+					continue // who may less sees less of the same
+				}
 				t.Run(name+"/"+who, func(t *testing.T) {
-					url := site(t, busyNight(), v).URL
+					url := site(t, troubledNight(), v).URL
 					tb := b.open(t, l)
-					for file, path := range map[string]string{"page": "/", "ask": "/session/aliceactive0/cancel", "said": "/?done=ended&person=nobody"} {
+					for file, path := range map[string]string{"page": "/", "ask": "/session/aliceactive0/cancel", "said": "/?done=ended&person=nobody",
+						"database": "/database", "history": "/history", "requests": "/requests"} {
 						tb.visit(url + path)
-						var bad []string
-						tb.eval(unreadable, &bad)
-						for _, what := range bad {
-							t.Errorf("%s: %s", path, what)
-						}
-						var width int
-						tb.eval("document.documentElement.scrollWidth", &width)
-						if width > l.width {
-							t.Errorf("%s is %d wide on a screen of %d", path, width, l.width)
-						}
 						tb.picture(name + "-" + who + "-" + file)
+						tb.readable(path, l)
+						tb.eval(`document.querySelectorAll("details").forEach((d) => { d.open = true; })`, nil)
+						tb.picture(name + "-" + who + "-" + file + "-open")
+						tb.readable(path+" unfolded", l)
+						if axe != "" && !l.noScript && l.width != 800 && who == "lead" {
+							tb.accessible(path, axe)
+						}
 					}
 					var title string
 					if tb.eval("document.title", &title); strings.Contains(title, "pwned") {
@@ -455,6 +517,56 @@ func TestBrowser(t *testing.T) {
 		}
 	})
 
+	// One look: a session is one row on a desk, and no more than two lines on a
+	// phone, whatever it runs.
+	t.Run("rows", func(t *testing.T) {
+		for height, l := range map[int]look{2*22 + 20: phone, 22 + 12: desk} {
+			tb := b.open(t, l)
+			tb.visit(site(t, troubledNight(), oncall).URL)
+			tb.eval(`document.getElementById("idle").open = true`, nil)
+			var high []string
+			tb.eval(fmt.Sprintf(`[...document.querySelectorAll(".row > details > summary, .row > .line")]
+				.filter((e) => e.getBoundingClientRect().height > %d).map((e) => e.getBoundingClientRect().height + ": " + e.innerText)`, height), &high)
+			for _, row := range high {
+				t.Errorf("on a screen of %d a row is higher than %d: %s", l.width, height, row)
+			}
+		}
+	})
+
+	// The picture in the README.
+	t.Run("picture", func(t *testing.T) {
+		p := troubledNight()
+		p.sessions = slices.DeleteFunc(p.sessions, func(i wire.Info) bool { return strings.HasPrefix(i.ID, "mallory") })
+		p.history = slices.DeleteFunc(p.history, func(s wire.Past) bool { return s.User == "mallory@example.com" })
+		late := p.sessions[1] // runs since a moment ago
+		late.ID, late.User, late.Node, late.State, late.SQL = "carolrunning", "carol@example.com", "carol-desk", "active", "SELECT state, count(*) FROM orders WHERE placed > now() - interval '1 hour' GROUP BY 1"
+		late.TxSince, late.StateSince, late.UpstreamPID = time.Time{}, time.Now().Add(-2*time.Second), 4901
+		p.sessions = append(p.sessions, late)
+		tb := b.open(t, look{width: 1200, height: 900})
+		tb.visit(site(t, p, lead).URL)
+		tb.until(`document.getElementById("fresh").innerText === "Live."`)
+		tb.picture("readme")
+		tb.quiet()
+	})
+
+	t.Run("keyboard", func(t *testing.T) {
+		tb := b.open(t, desk)
+		tb.visit(site(t, troubledNight(), oncall).URL)
+		tb.eval(`document.getElementById("fold-bobtx0000000").focus()`, nil)
+		tb.press("Enter", 13)
+		tb.until(`document.getElementById("open-bobtx0000000").open`)
+		tb.press("Tab", 9)
+		var focus struct {
+			ID      string
+			Outline string
+		}
+		tb.eval(`({id: document.activeElement.id, outline: getComputedStyle(document.activeElement).outlineStyle})`, &focus)
+		if focus.ID != "end-bobtx0000000" || focus.Outline != "solid" {
+			t.Errorf("after Enter and Tab: %+v", focus)
+		}
+		tb.quiet()
+	})
+
 	t.Run("two people", func(t *testing.T) {
 		p := busyNight()
 		for _, tt := range []struct {
@@ -463,10 +575,10 @@ func TestBrowser(t *testing.T) {
 		}{{alice, 2, 2}, {oncall, 5, 5}, {watch, 5, 0}} {
 			tb := b.open(t, phone)
 			tb.visit(site(t, p, tt.viewer).URL)
-			if n := tb.count("#sessions .card"); n != tt.sessions {
+			if n := tb.count("[id^=session-]"); n != tt.sessions {
 				t.Errorf("%s sees %d sessions, want %d", tt.viewer.Who(), n, tt.sessions)
 			}
-			if n := tb.count("#sessions .danger"); n != tt.ends {
+			if n := tb.count(".row .danger"); n != tt.ends {
 				t.Errorf("%s may end %d sessions, want %d", tt.viewer.Who(), n, tt.ends)
 			}
 			if got := tb.text(".you"); !strings.Contains(got, tt.viewer.Who()) {
@@ -486,6 +598,8 @@ func TestBrowser(t *testing.T) {
 		if n := tb.count("#statements .row"); n != 2 {
 			t.Errorf("the filter shows %d statements, want 2", n)
 		}
+		tb.load(func() { tb.click("header nav a[aria-current]") })
+		tb.click("#fold-aliceactive0")
 		tb.load(func() { tb.click("#cancel-aliceactive0") })
 		if got := tb.text("main"); !strings.Contains(got, "Cancel this statement?") || !strings.Contains(got, "alice@example.com") {
 			t.Errorf("asked is %q", got)
@@ -508,7 +622,7 @@ func TestBrowser(t *testing.T) {
 		p := busyNight()
 		tb := b.open(t, phone)
 		tb.visit(byName(site(t, p, oncall)))
-		tb.click("#sql-aliceactive0 summary")
+		tb.click("#fold-bobtx0000000")
 		tb.click(`#filter input[name=person]`)
 		tb.write("bob")
 		tb.until(`document.querySelectorAll("#statements .row").length === 2`)
@@ -516,7 +630,7 @@ func TestBrowser(t *testing.T) {
 		tb.eval("scrollY", &y)
 		p.mu.Lock()
 		fresh := p.sessions[0]
-		fresh.ID, fresh.User = "newcomer0000", "newcomer@example.com"
+		fresh.ID, fresh.User, fresh.State = "newcomer0000", "newbob@example.com", "active"
 		p.sessions = append(p.sessions, fresh)
 		p.mu.Unlock()
 		tb.until(`document.getElementById("session-newcomer0000")`)
@@ -526,7 +640,7 @@ func TestBrowser(t *testing.T) {
 			Rows         int
 			Y            float64
 		}
-		tb.eval(`({open: document.getElementById("sql-aliceactive0").open, focus: document.activeElement.name,
+		tb.eval(`({open: document.getElementById("open-bobtx0000000").open, focus: document.activeElement.name,
 			value: document.querySelector("#filter input[name=person]").value, rows: document.querySelectorAll("#statements .row").length, y: scrollY})`, &now)
 		if !now.Open || now.Focus != "person" || now.Value != "bob" || now.Rows != 2 {
 			t.Errorf("after an update: %+v", now)

@@ -1,47 +1,52 @@
 package status
 
 import (
-	_ "embed"
 	"errors"
 	"fmt"
-	"html/template"
 	"net/http"
 	"net/url"
 	"strconv"
+	"strings"
 	"time"
 
 	"pgproxy/policy"
 	"pgproxy/wire"
 )
 
-//go:embed database.html
-var databaseSource string
-
-func init() { template.Must(pages.Parse(databaseSource)) }
-
 // databaseView is what the page shows of a database.
 type databaseView struct {
-	Page   *Page
-	Viewer wire.Viewer
-	Now    time.Time
-	Said   string // what came of an act
-	View   *wire.DatabaseView
+	frame
+	View *wire.DatabaseView
 }
 
 // maxIndent is how deep the tree is drawn.
 const maxIndent = 4
 
-// Indent is the class of a depth.
-func (databaseView) Indent(depth int) int { return min(depth, maxIndent) }
+// Indent is how deep the row is drawn.
+func (b backendRow) Indent() int { return min(b.Depth, maxIndent) }
 
-// Row makes a backend ready to be shown.
-func (d databaseView) Row(b wire.Backend) backendRow {
-	return backendRow{Backend: b, Now: d.View.At, Here: d.View.Database, Upstream: d.View.Upstream}
+// Row makes a backend ready to be shown in a list.
+func (d databaseView) Row(list string, b wire.Backend) backendRow {
+	return backendRow{Backend: b, List: list, Now: d.View.At, Here: d.View.Database, Upstream: d.View.Upstream}
+}
+
+// Waits are the backends that wait, and those they wait for.
+func (d databaseView) Waits() []backendRow {
+	var list []backendRow
+	for _, l := range locks(d.View) {
+		row := d.Row("waits", l.Backend)
+		row.Holder, row.Blocks = l.holder, l.Blocks
+		list = append(list, row)
+	}
+	return list
 }
 
 // backendRow is one backend on the page.
 type backendRow struct {
 	wire.Backend
+	List           string    // on the page: a backend may be in several
+	Holder         string    // whom it waits for
+	Blocks         int       // how many wait for it directly
 	Now            time.Time // by the server's clock
 	Here, Upstream string    // the database that is looked at, and its server
 }
@@ -49,7 +54,7 @@ type backendRow struct {
 // Tone is how the state is coloured.
 func (b backendRow) Tone() string {
 	switch {
-	case b.Waits():
+	case b.Waits(), b.Blocks > 0:
 		return "bad"
 	case b.State == "active":
 		return "good"
@@ -59,27 +64,48 @@ func (b backendRow) Tone() string {
 	return "warn"
 }
 
-// Words are the state: what it waits for and for how long, or how long it has been
-// in it.
-func (b backendRow) Words() string {
-	words, since := b.State, b.StateSince
-	switch {
-	case b.Waits():
-		words, since = "waits for "+b.WaitsFor, b.WaitSince
-		if b.Others > 0 {
-			words += fmt.Sprintf(" (and for %s)", policy.Count(int64(b.Others), "other backend"))
-		}
-		if b.Cycle {
-			words += ", in a deadlock"
-		}
-	case words == "":
-		words = "state not seen"
+// Label is the state.
+func (b backendRow) Label() string {
+	if b.Waits() {
+		return "waits for lock"
 	}
-	if !since.IsZero() {
-		words += ", " + age(b.Now.Sub(since))
+	return label(b.State)
+}
+
+// Why tells what the backend waits for, and how many wait for it.
+func (b backendRow) Why() string {
+	words := lockWords(b.WaitsFor, b.Holder, b.Blocks)
+	if b.Others > 0 {
+		words += fmt.Sprintf("; waits for %s too", policy.Count(int64(b.Others), "other backend"))
+	}
+	if b.Cycle {
+		words += "; in a deadlock"
 	}
 	return words
 }
+
+// lockWords tell what somebody waits for, and how many wait for them.
+func lockWords(waitsFor, holder string, blocks int) string {
+	var words []string
+	if holder != "" {
+		words = append(words, "for "+waitsFor+", held by "+holder)
+	}
+	if blocks > 0 {
+		words = append(words, "blocks "+policy.Count(int64(blocks), "other"))
+	}
+	return strings.Join(words, "; ")
+}
+
+// Since is when the state has begun; zero where that is not seen.
+func (b backendRow) Since() time.Time {
+	if b.Waits() {
+		return b.WaitSince
+	}
+	return b.StateSince
+}
+
+// Age is how long the state has lasted.
+func (b backendRow) Age() time.Duration { return max(b.Now.Sub(b.Since()), 0) }
 
 // TxAge is how old the transaction is, 0 for none.
 func (b backendRow) TxAge() time.Duration {
@@ -114,7 +140,9 @@ var backendActs = map[string]struct {
 
 func (p *Page) showDatabase(w http.ResponseWriter, r *http.Request, v wire.Viewer) {
 	if view := p.lookAt(w, r, v); view != nil {
-		p.render(w, http.StatusOK, "database", databaseView{Page: p, Viewer: v, Now: time.Now(), Said: outcomes[r.URL.Query().Get("done")], View: view})
+		vw := databaseView{frame: p.frame(v, "Database"), View: view}
+		vw.Said, vw.Refreshes = outcomes[r.URL.Query().Get("done")], true
+		p.render(w, r, http.StatusOK, "database", vw)
 	}
 }
 
@@ -129,12 +157,12 @@ func (p *Page) databaseJSON(w http.ResponseWriter, r *http.Request, v wire.Viewe
 func (p *Page) lookAt(w http.ResponseWriter, r *http.Request, v wire.Viewer) *wire.DatabaseView {
 	view, err := p.Server.LookAt(r.Context(), v, r.URL.Query().Get("database"))
 	if refusal, ok := errors.AsType[*policy.Refusal](err); ok {
-		p.fail(w, http.StatusForbidden, refusal)
+		p.fail(w, r, http.StatusForbidden, refusal)
 		return nil
 	}
 	if err != nil {
 		p.Logger.Warn("status page: the database cannot be looked at", "err", err)
-		p.fail(w, http.StatusBadGateway, errors.New("the database cannot be looked at now; pgproxy's log says why"))
+		p.fail(w, r, http.StatusBadGateway, errors.New("the database cannot be looked at now; pgproxy's log says why"))
 		return nil
 	}
 	return view
@@ -164,7 +192,7 @@ func signalOf(r *http.Request, verb string) (sig wire.Signal, err error) {
 func (p *Page) askBackend(w http.ResponseWriter, r *http.Request, v wire.Viewer, verb string) {
 	sig, err := signalOf(r, verb)
 	if err != nil {
-		p.fail(w, http.StatusBadRequest, err)
+		p.fail(w, r, http.StatusBadRequest, err)
 		return
 	}
 	view := p.lookAt(w, r, v)
@@ -176,16 +204,16 @@ func (p *Page) askBackend(w http.ResponseWriter, r *http.Request, v wire.Viewer,
 			switch {
 			case b.PID != sig.PID, b.Session != sig.Session, sig.Session == "" && !b.Start.Equal(sig.Start):
 			case verb == "cancel" && !b.MayCancel, verb == "end" && !b.MayEnd:
-				p.fail(w, http.StatusForbidden, wire.ErrMaySignal)
+				p.fail(w, r, http.StatusForbidden, wire.ErrMaySignal)
 				return
 			default:
 				act := backendActs[verb].action
-				p.render(w, http.StatusOK, "askBackend", struct {
+				p.render(w, r, http.StatusOK, "askBackend", struct {
+					frame
 					action
-					Page *Page
 					Verb string
 					Row  backendRow
-				}{act, p, verb, databaseView{View: view}.Row(b)})
+				}{p.frame(v, "Database"), act, verb, databaseView{View: view}.Row("asked", b)})
 				return
 			}
 		}
@@ -197,7 +225,7 @@ func (p *Page) askBackend(w http.ResponseWriter, r *http.Request, v wire.Viewer,
 func (p *Page) signal(w http.ResponseWriter, r *http.Request, v wire.Viewer, verb string) {
 	sig, err := signalOf(r, verb)
 	if err != nil {
-		p.fail(w, http.StatusBadRequest, err)
+		p.fail(w, r, http.StatusBadRequest, err)
 		return
 	}
 	view := p.lookAt(w, r, v) // the rule must serve the database
@@ -211,10 +239,10 @@ func (p *Page) signal(w http.ResponseWriter, r *http.Request, v wire.Viewer, ver
 		p.doneDatabase(w, r, "backend gone")
 	case errors.Is(err, wire.ErrUnrecorded):
 		p.Logger.Error("status page: signal not recorded, and so not sent", "pid", sig.PID, "user", v.Who(), "err", err)
-		p.fail(w, http.StatusServiceUnavailable, wire.ErrUnrecorded)
+		p.fail(w, r, http.StatusServiceUnavailable, wire.ErrUnrecorded)
 	case err != nil:
 		p.Logger.Info("status page: signal not sent", "pid", sig.PID, "user", v.Who(), "err", err)
-		p.fail(w, http.StatusForbidden, err)
+		p.fail(w, r, http.StatusForbidden, err)
 	default:
 		p.doneDatabase(w, r, backendActs[verb].done)
 	}

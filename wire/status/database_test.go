@@ -47,8 +47,8 @@ var signaller = person("signaller@example.com", "console", func(r *policy.Rule) 
 // who may.
 func TestDatabasePage(t *testing.T) {
 	html := get(t, lockedNight(), signaller, "/database").Body.String()
-	for _, want := range []string{"nightly-import at 10.0.0.7", "idle in transaction, 1 h", "transaction 1 h", "waits for row of public.orders, 5 min", "97 of 100",
-		"not a member of pg_monitor", "5.0 MiB behind, 2.5 s", "forgotten", "not active", `class="depth1"`, "need may_observe",
+	for _, want := range []string{"nightly-import at 10.0.0.7", ">open transaction</span>", "transaction 1 h", "for row of public.orders, held by nightly-import at 10.0.0.7", ">5 min</time>", "blocks 1 other", "97 of 100",
+		"not a member of pg_monitor", "5.0 MiB behind, 2.5 s", "forgotten", "not active", `class="row depth1 bad"`, "need may_observe",
 		"/backend/41/end?database=shop&amp;start=1700000000000000&amp;upstream=db1%3A5432"} {
 		if !strings.Contains(html, want) {
 			t.Errorf("the page does not say %q:\n%s", want, html)

@@ -1,10 +1,8 @@
 package status
 
 import (
-	_ "embed"
 	"errors"
 	"fmt"
-	"html/template"
 	"net/http"
 	"net/url"
 	"slices"
@@ -15,11 +13,6 @@ import (
 	"pgproxy/wire/audit/trail"
 )
 
-//go:embed history.html
-var historySource string
-
-var _ = template.Must(pages.Parse(historySource))
-
 const (
 	// historyRows is how many statements a page has.
 	historyRows = 50
@@ -29,8 +22,7 @@ const (
 
 // historyView is a page of statements of the past.
 type historyView struct {
-	Page   *Page
-	Viewer wire.Viewer
+	frame
 	Filter historyFilter
 	Rows   []pastStatement
 	// Note says why there is less than people expect; Wrong what they have
@@ -64,21 +56,6 @@ func (f historyFilter) values() url.Values {
 	return q
 }
 
-// pastStatement is a statement of the past on a page.
-type pastStatement struct {
-	Time                          time.Time
-	Session, User, Node, Database string
-	SQL, Outcome, Words           string
-	Own                           bool
-	ID                            string
-}
-
-func (s pastStatement) Folded() bool { return long(s.SQL) }
-
-// Transcript is the address of the session's transcript, which is found by the
-// time.
-func (s pastStatement) Transcript() string { return transcriptURL(s.Session, s.Time) }
-
 func transcriptURL(session string, at time.Time) string {
 	return "/sessions/" + url.PathEscape(session) + "?" + url.Values{"at": {at.UTC().Format(time.RFC3339)}}.Encode()
 }
@@ -86,7 +63,7 @@ func transcriptURL(session string, at time.Time) string {
 // showHistory serves /history.
 func (p *Page) showHistory(w http.ResponseWriter, r *http.Request, v wire.Viewer) {
 	q := r.URL.Query()
-	vw := historyView{Page: p, Viewer: v, Filter: historyFilter{filterOf(q), q.Get("since"), q.Get("until")}}
+	vw := historyView{frame: p.frame(v, "History"), Filter: historyFilter{filterOf(q), q.Get("since"), q.Get("until")}}
 	search := trail.Search{Sees: v.Sees, Person: vw.Filter.Person, Text: vw.Filter.Text, Outcome: vw.Filter.Outcome, Max: historyRows}
 	now := time.Now()
 	for _, limit := range []struct {
@@ -106,17 +83,17 @@ func (p *Page) showHistory(w http.ResponseWriter, r *http.Request, v wire.Viewer
 		vw.Wrong = "This address is not complete."
 	}
 	if vw.Wrong != "" {
-		p.render(w, http.StatusBadRequest, "history", vw)
+		p.render(w, r, http.StatusBadRequest, "history", vw)
 		return
 	}
 	if p.Log == nil {
 		p.fillRemembered(&vw, search, now)
-		p.render(w, http.StatusOK, "history", vw)
+		p.render(w, r, http.StatusOK, "history", vw)
 		return
 	}
 	page, err := p.Log.History(r.Context(), search)
 	if err != nil {
-		p.failReading(w, err)
+		p.failReading(w, r, err)
 		return
 	}
 	running := p.running()
@@ -124,7 +101,7 @@ func (p *Page) showHistory(w http.ResponseWriter, r *http.Request, v wire.Viewer
 		vw.Rows = append(vw.Rows, rowOf(&st, v, running))
 	}
 	vw.link(page.Progress, q)
-	p.render(w, http.StatusOK, "history", vw)
+	p.render(w, r, http.StatusOK, "history", vw)
 }
 
 // fillRemembered shows what the proxy has in memory, where records cannot be
@@ -135,14 +112,8 @@ func (p *Page) fillRemembered(vw *historyView, q trail.Search, now time.Time) {
 		if s.Time.Before(q.Since) || !q.Until.IsZero() && s.Time.After(q.Until) {
 			continue
 		}
-		words := s.Tag
-		if s.SQLState != "" {
-			words += " ERROR " + s.SQLState + ": " + s.Error
-		}
-		vw.Rows = append(vw.Rows, pastStatement{
-			Time: s.Time, Session: s.Session, User: s.User, Node: s.Node, Database: s.Database,
-			SQL: s.SQL, Outcome: s.Outcome, Words: words, Own: s.Own, ID: s.ID(),
-		})
+		s.Now = time.Time{}
+		vw.Rows = append(vw.Rows, s)
 	}
 }
 
@@ -203,7 +174,7 @@ func statementID(session string, seq int64) string { return fmt.Sprintf("%s-%d",
 func rowOf(st *audit.Step, v wire.Viewer, running map[string]bool) pastStatement {
 	row := pastStatement{
 		Time: st.Time, Session: st.Session, User: st.User, Node: st.Node, Database: st.Database, SQL: st.Statement(),
-		Outcome: st.Outcome(), Words: st.OutcomeWords(), Own: st.User == v.Who(), ID: statementID(st.Session, st.Seq),
+		Outcome: st.Outcome(), Words: st.OutcomeWords(), Own: st.User == v.Who(), ID: statementID(st.Session, st.Seq), Transcript: transcriptURL(st.Session, st.Time),
 	}
 	switch {
 	case row.Outcome != audit.OutcomeUnknown:
@@ -214,19 +185,19 @@ func rowOf(st *audit.Step, v wire.Viewer, running map[string]bool) pastStatement
 	default:
 		row.Words = "its outcome is not on record: pgproxy ended first, or the record could not be written"
 	}
+	if row.Outcome != audit.OutcomeOK && row.Outcome != "running" {
+		row.Failure, row.Words = row.Words, ""
+	}
 	return row
 }
 
 // failReading tells that the log could not be read. The error may name files of
 // this machine.
-func (p *Page) failReading(w http.ResponseWriter, err error) {
+func (p *Page) failReading(w http.ResponseWriter, r *http.Request, err error) {
 	if errors.Is(err, trail.ErrBusy) {
-		p.fail(w, http.StatusServiceUnavailable, trail.ErrBusy)
+		p.fail(w, r, http.StatusServiceUnavailable, trail.ErrBusy)
 		return
 	}
 	p.Logger.Error("status page: the audit log cannot be read", "err", err)
-	p.fail(w, http.StatusInternalServerError, errors.New("the audit log cannot be read at the moment"))
+	p.fail(w, r, http.StatusInternalServerError, errors.New("the audit log cannot be read at the moment"))
 }
-
-// clock is a time as people read it.
-func clock(t time.Time) string { return t.UTC().Format("2006-01-02 15:04:05 UTC") }

@@ -178,7 +178,7 @@ func TestTranscript(t *testing.T) {
 	}
 	body := fetch(recorded(t, p, alice), "/sessions/alices").Body.String()
 	for _, want := range []string{
-		"psql asked the catalogue by itself: 1 statement<", "REFUSED by rule only", "SELECT &#39;of alice&#39;", "its outcome is not on record",
+		"psql asked the catalogue by itself: 1 statement<", "REFUSED by rule only", "&#39;of alice&#39;", "its outcome is not on record",
 		"session seen by oncall@example.com on phone", "session ended by oncall@example.com", "disconnect: killed", ">ended</small>",
 	} {
 		if !strings.Contains(body, want) {

@@ -1,9 +1,7 @@
 package status
 
 import (
-	_ "embed"
 	"errors"
-	"html/template"
 	"net/http"
 	"net/url"
 	"slices"
@@ -13,17 +11,9 @@ import (
 	"pgproxy/wire"
 )
 
-//go:embed requests.html
-var requestsSource string
-
-var _ = template.Must(pages.Funcs(template.FuncMap{"duration": policy.FormatDuration}).Parse(requestsSource))
-
 // requestsView is what /requests shows to one person at one moment.
 type requestsView struct {
-	Page     *Page
-	Viewer   wire.Viewer
-	Now      time.Time
-	Said     string
+	frame
 	Requests []accessRequest
 }
 
@@ -37,9 +27,6 @@ func (r accessRequest) Age() time.Duration { return r.Now.Sub(r.Asked) }
 
 // Left is how long the request goes on to wait.
 func (r accessRequest) Left() time.Duration { return r.Until.Sub(r.Now) }
-
-// Folded: the question shows the statement whole.
-func (r accessRequest) Folded() bool { return false }
 
 // answers are what a person can make of a request, after being asked.
 var answers = map[string]action{
@@ -63,15 +50,15 @@ func (p *Page) accessRequests(v wire.Viewer, now time.Time) []accessRequest {
 }
 
 func (p *Page) showRequests(w http.ResponseWriter, r *http.Request, v wire.Viewer) {
-	now := time.Now()
-	p.render(w, http.StatusOK, "requests", requestsView{Page: p, Viewer: v, Now: now,
-		Said: answered[r.URL.Query().Get("done")], Requests: p.accessRequests(v, now)})
+	vw := requestsView{frame: p.frame(v, "Requests")}
+	vw.Said, vw.Refreshes, vw.Requests = answered[r.URL.Query().Get("done")], true, p.accessRequests(v, vw.Now)
+	p.render(w, r, http.StatusOK, "requests", vw)
 }
 
 // answerQuestion is what the confirmation page shows.
 type answerQuestion struct {
+	frame
 	action
-	Page    *Page
 	Verb    string
 	Request accessRequest
 }
@@ -82,13 +69,13 @@ func (p *Page) askAnswer(w http.ResponseWriter, r *http.Request, v wire.Viewer, 
 	i := slices.IndexFunc(list, func(q accessRequest) bool { return q.ID == r.PathValue("id") })
 	switch {
 	case i < 0 && !v.Rule.MayApprove:
-		p.fail(w, http.StatusForbidden, wire.ErrMayNotApprove)
+		p.fail(w, r, http.StatusForbidden, wire.ErrMayNotApprove)
 	case i < 0:
 		p.answeredTo(w, r, "over")
 	case !list[i].Answers:
-		p.fail(w, http.StatusForbidden, wire.ErrOwnRequest)
+		p.fail(w, r, http.StatusForbidden, wire.ErrOwnRequest)
 	default:
-		p.render(w, http.StatusOK, "answer", answerQuestion{answers[verb], p, verb, list[i]})
+		p.render(w, r, http.StatusOK, "answer", answerQuestion{p.frame(v, "Requests"), answers[verb], verb, list[i]})
 	}
 }
 
@@ -105,13 +92,13 @@ func (p *Page) answer(w http.ResponseWriter, r *http.Request, v wire.Viewer, ver
 	case errors.Is(err, wire.ErrNoRequest):
 		p.answeredTo(w, r, "over")
 	case errors.Is(err, wire.ErrOwnRequest):
-		p.fail(w, http.StatusForbidden, wire.ErrOwnRequest)
+		p.fail(w, r, http.StatusForbidden, wire.ErrOwnRequest)
 	case errors.Is(err, wire.ErrUnrecorded):
 		// Its cause names files of this machine.
 		p.Logger.Error("status page: answer not recorded, and so not given", "act", verb, "user", v.Who(), "err", err)
-		p.fail(w, http.StatusServiceUnavailable, wire.ErrUnrecorded)
+		p.fail(w, r, http.StatusServiceUnavailable, wire.ErrUnrecorded)
 	default:
-		p.fail(w, http.StatusForbidden, wire.ErrMayNotApprove)
+		p.fail(w, r, http.StatusForbidden, wire.ErrMayNotApprove)
 	}
 }
 

@@ -1,8 +1,9 @@
 // Package status is the page on which people see who is doing what in the
 // database, and end it. It works without JavaScript, and keeps itself up to
-// date where there is some.
+// date where there is some. layout.html and layout.go have what all its pages
+// share.
 //
-//	GET  /                       sessions, the last statements, limits, health
+//	GET  /                       trouble, sessions, the last statements, limits
 //	GET  /history                statements of the past, from the audit log
 //	GET  /sessions/{id}          what happened in a session, live or past
 //	GET  /sessions.json          the first page for scripts
@@ -56,6 +57,8 @@ import (
 type Server interface {
 	Sessions() []wire.Info
 	History() []wire.Past
+	Hour() []wire.Minute
+	Places() (used, limit int)
 	Cancel(ctx context.Context, by wire.Viewer, id string, seq int64) error
 	Kill(by wire.Viewer, id string) error
 	Observed(by wire.Viewer, id, user string) error
@@ -86,6 +89,9 @@ type Page struct {
 	Rules func(policy.Caller) (policy.Rule, error)
 	// Reach is the last result of reaching the upstream. It must not wait.
 	Reach func() health.Result
+	// Checks are other parts whose state is shown: the tailnet, the audit log.
+	// They must not wait.
+	Checks []health.Check
 	// Notes are what people should know of the proxy itself, e.g. that another
 	// node has its name; nil = none. It must not wait.
 	Notes func() []string

@@ -27,6 +27,9 @@ var (
 	alice  = person("alice@example.com", "alice-laptop", func(*policy.Rule) {})
 	oncall = person("oncall@example.com", "oncall-phone", func(r *policy.Rule) { r.MayObserve, r.MayKill = true, true })
 	watch  = person("watch@example.com", "wall-screen", func(r *policy.Rule) { r.MayObserve = true })
+	lead   = person("lead@example.com", "lead-desk", func(r *policy.Rule) {
+		r.MayObserve, r.MayKill, r.MaySignal, r.MayApprove = true, true, true, true
+	})
 	reaper = person("reaper@example.com", "reaper", func(r *policy.Rule) { r.MayKill = true })
 )
 
@@ -48,6 +51,7 @@ type proxy struct {
 	reach    health.Result
 	acts     []string
 	fail     error // what acts come to
+	hour     []wire.Minute
 	view     func(v wire.Viewer, database string) (*wire.DatabaseView, error)
 }
 
@@ -61,6 +65,14 @@ func (p *proxy) History() []wire.Past {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return slices.Clone(p.history)
+}
+
+func (p *proxy) Hour() []wire.Minute { return p.hour }
+
+func (p *proxy) Places() (int, int) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.sessions), 100
 }
 
 func (p *proxy) Cancel(_ context.Context, by wire.Viewer, id string, seq int64) error {
@@ -177,9 +189,14 @@ func pageFor(p *proxy, v wire.Viewer) *Page {
 			defer p.mu.Unlock()
 			return p.reach
 		},
+		Checks: []health.Check{ok("Tailnet"), ok("Control"), ok("DERP"), ok("Audit")},
 		Ops:    http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { io.WriteString(w, "ops "+r.URL.Path) }),
 		Logger: slog.New(slog.DiscardHandler),
 	}
+}
+
+func ok(name string) health.Check {
+	return health.Check{Name: name, Run: func(context.Context) error { return nil }}
 }
 
 func request(method, target string, form url.Values) *http.Request {

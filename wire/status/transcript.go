@@ -14,13 +14,12 @@ import (
 
 // transcriptView is what happened in a session.
 type transcriptView struct {
-	Page   *Page
-	Viewer wire.Viewer
-	ID     string
-	About  *audit.Record // nil while its beginning is searched for
-	Live   bool
-	Ended  bool
-	Items  []transcriptItem
+	frame
+	ID    string
+	About *audit.Record // nil while its beginning is searched for
+	Live  bool
+	Ended bool
+	Items []transcriptItem
 	// Progress tells how far a search has come that has not ended.
 	Progress string
 	// Addresses of what is told elsewhere; empty = nothing is.
@@ -46,40 +45,40 @@ var errNotOnRecord = errors.New("there is no such session on record, or it is no
 // what is told.
 func (p *Page) showTranscript(w http.ResponseWriter, r *http.Request, v wire.Viewer) {
 	if p.Log == nil {
-		p.fail(w, http.StatusNotFound, errors.New("there are no transcripts: the audit log is no file that pgproxy could read (-audit-log)"))
+		p.fail(w, r, http.StatusNotFound, errors.New("there are no transcripts: the audit log is no file that pgproxy could read (-audit-log)"))
 		return
 	}
-	vw := transcriptView{Page: p, Viewer: v, ID: r.PathValue("id")}
+	vw := transcriptView{frame: p.frame(v, "History"), ID: r.PathValue("id")}
 	start, err := p.findStart(r, &vw)
 	if errors.Is(err, errAddress) {
-		p.fail(w, http.StatusBadRequest, err)
+		p.fail(w, r, http.StatusBadRequest, err)
 		return
 	}
 	if err != nil {
-		p.failReading(w, err)
+		p.failReading(w, r, err)
 		return
 	}
 	if !start.Found {
 		if start.Next.IsZero() {
-			p.fail(w, http.StatusNotFound, errNotOnRecord)
+			p.fail(w, r, http.StatusNotFound, errNotOnRecord)
 			return
 		}
 		vw.SearchOn, vw.Progress = vw.address(url.Values{"before": {start.Next.String()}}), progress(start.Progress)
-		p.render(w, http.StatusOK, "transcript", vw)
+		p.render(w, r, http.StatusOK, "transcript", vw)
 		return
 	}
 	story, err := p.Log.Story(r.Context(), trail.Session{ID: vw.ID, Sees: v.Sees}, start.Position)
 	switch {
 	case err != nil:
-		p.failReading(w, err)
+		p.failReading(w, r, err)
 		return
 	case story.About == nil && story.Next.IsZero():
-		p.fail(w, http.StatusNotFound, errNotOnRecord)
+		p.fail(w, r, http.StatusNotFound, errNotOnRecord)
 		return
 	case story.About != nil:
 		if err := p.Server.Observed(v, vw.ID, story.About.User); err != nil {
 			p.Logger.Error("status page: a look at a session is not recorded, and so not given", "session", vw.ID, "user", v.Who(), "err", err)
-			p.fail(w, http.StatusServiceUnavailable, wire.ErrUnrecorded)
+			p.fail(w, r, http.StatusServiceUnavailable, wire.ErrUnrecorded)
 			return
 		}
 	}
@@ -91,7 +90,7 @@ func (p *Page) showTranscript(w http.ResponseWriter, r *http.Request, v wire.Vie
 	if !story.Next.IsZero() {
 		vw.Further = vw.address(url.Values{"from": {story.Next.String()}})
 	}
-	p.render(w, http.StatusOK, "transcript", vw)
+	p.render(w, r, http.StatusOK, "transcript", vw)
 }
 
 func (vw *transcriptView) address(q url.Values) string {
