@@ -523,3 +523,56 @@ func TestAdminEndsInFailedTransaction(t *testing.T) {
 	c.wantPart("ROLLBACK TO s; SELECT current_user, session_user", "C(ROLLBACK)", "D(postgres,postgres)", "Z(T)")
 	c.wantPart("COMMIT; SELECT current_user, session_user", "C(COMMIT)", "D(postgres,postgres)", "Z(I)")
 }
+
+// Whoever approves while the approver's rule or the asker's is taken away: no
+// raised access is left in the end, and one that was given is on record as ended.
+func TestApproveWhileRevoked(t *testing.T) {
+	makeTable(t, "elevated")
+	elevate := policy.Elevate{Access: policy.Write, By: policy.Approval, For: time.Hour}
+	p, r := startElevate(t, elevate)
+	by := Viewer{Caller: bob, Again: func(context.Context) (policy.Caller, policy.Rule, error) {
+		rule, err := r.of(bob)
+		return bob, rule, err
+	}}
+	given := 0
+	for i := range 40 {
+		r.change(func(r *peopleRules) { r.alice.Elevate, r.bob.MayApprove = elevate, true })
+		c := p.login(t)
+		id := p.ask(t, c)
+		var wg sync.WaitGroup
+		wg.Go(func() { p.Approve(context.Background(), by, id) })
+		wg.Go(func() {
+			r.change(func(r *peopleRules) {
+				if i%2 == 0 {
+					r.bob.MayApprove = false
+				} else {
+					r.alice.Elevate = policy.Elevate{}
+				}
+			})
+			p.Recheck(context.Background())
+		})
+		wg.Wait()
+		if i%2 == 0 {
+			p.Refuse(context.Background(), Viewer{Caller: bob, Rule: policy.Rule{MayApprove: true}}, id) // or it would wait on
+		}
+		c.answer()
+		if got := c.query(change); !strings.Contains(got, noWrites) {
+			t.Errorf("round %d: a change after both: %s", i, got)
+		}
+		var steps []string
+		for _, rec := range p.records.all() {
+			if rec.Request == id && rec.Step != stepAsked && rec.Step != stepDenied {
+				steps = append(steps, rec.Step)
+			}
+		}
+		switch strings.Join(steps, " ") {
+		case "given ended":
+			given++
+		case "ended", "refused":
+		default:
+			t.Errorf("round %d: recorded %v", i, steps)
+		}
+		c.conn.Close()
+	}
+	t.Logf("given and ended in %d rounds", given)
+}

@@ -2,6 +2,7 @@ package endtoend
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"io"
 	"net/http"
@@ -147,4 +148,53 @@ func idOf(notice string) string {
 	_, id, _ := strings.Cut(notice, "approve request ")
 	id, _, _ = strings.Cut(id, ":")
 	return id
+}
+
+// A kill -9 between an approval and what it is for: the record decides. What ran
+// with a raised access has the record of its being given before it.
+func TestKilledWhileApproving(t *testing.T) {
+	t.Parallel()
+	table(t, "killed", "id int PRIMARY KEY, n int", "VALUES (1, 0)")
+	asker, approver := join(t, deviceOf("hasty")), join(t, deviceOf("calm"))
+	tailnet.Grant("hasty@example.com", capability, `{"access": "read", "elevate": {"access": "write", "by": "approval", "for": "15m"}}`)
+	tailnet.Grant("calm@example.com", capability, `{"access": "read", "may_approve": true}`)
+	for range 3 {
+		p := start(t, "-capability", capability)
+		s := p.connect(t, asker)
+		ctx, gone := context.WithCancel(t.Context()) // a killed node says no goodbye
+		worked := make(chan struct{})
+		go func() {
+			defer close(worked)
+			if _, err := s.try(ctx, "SET pgproxy.access = 'write'"); err == nil {
+				s.try(ctx, "UPDATE killed SET n = n + 1 WHERE id = 1")
+			}
+		}()
+		id := p.record(t, "the request", func(r audit.Record) bool { return r.Event == audit.Elevate && r.Step == "asked" }).Request
+		approved := make(chan struct{})
+		go func() {
+			defer close(approved)
+			if a, err := p.tryConnect(t, approver); err == nil {
+				a.try(ctx, "SET pgproxy.approve = '"+id+"'")
+			}
+		}()
+		p.record(t, "the approver's statement", func(r audit.Record) bool { return r.Event == audit.Query && strings.Contains(r.SQL, id) })
+		p.kill()
+		gone()
+		<-worked
+		<-approved
+		given, recorded := false, 0
+		for _, r := range p.records(t) {
+			given = given || r.Event == audit.Elevate && r.Step == "given"
+			if r.Event == audit.Query && r.Verdict == "allow" && strings.HasPrefix(r.SQL, "UPDATE killed") {
+				recorded++
+				if !given || r.Access != "write" {
+					t.Errorf("recorded without an access that was given: %+v", r)
+				}
+			}
+		}
+		if n, err := strconv.Atoi(postgres.Exec(t, "SELECT n FROM killed")[0][0]); err != nil || n > recorded {
+			t.Errorf("changed %d times, %d on record (%v)", n, recorded, err)
+		}
+		postgres.Exec(t, "UPDATE killed SET n = 0")
+	}
 }
