@@ -223,3 +223,40 @@ func TestLookGivenUp(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// A primary tells of its standby and how far that is behind, and a standby that it
+// is one.
+func TestReplicas(t *testing.T) {
+	if testing.Short() {
+		t.Skip("starts servers")
+	}
+	primary := upstreamtest.Start(t, upstreamtest.AllowReplication())
+	primary.Exec(t, "GRANT pg_monitor TO app")
+	standby := upstreamtest.StartStandby(t, primary)
+	primary.Exec(t, "CREATE TABLE replayed ()") // a commit to be replayed
+	deadline := time.Now().Add(30 * time.Second)
+	for _, tt := range []struct {
+		server *upstreamtest.Server
+		holds  func(*Snapshot) bool
+	}{
+		{primary, func(s *Snapshot) bool {
+			return !s.Standby && s.Replayed == nil && len(s.Replicas) == 1 && s.Replicas[0].State == "streaming" && s.Replicas[0].LagBytes != nil &&
+				len(s.Slots) == 1 && s.Slots[0].Name == "standby" && s.Slots[0].Active && s.Slots[0].RetainedBytes != nil
+		}},
+		{standby, func(s *Snapshot) bool {
+			return s.Standby && s.Replayed != nil && len(s.Replicas) == 0 && len(s.Slots) == 0
+		}},
+	} {
+		m := monitor(t, tt.server, "app")
+		for {
+			snapshot, err := m.Snapshot(t.Context())
+			if err == nil && tt.holds(snapshot) {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%v: %+v", err, snapshot)
+			}
+			time.Sleep(100 * time.Millisecond) // the server's senders and receivers report by themselves
+		}
+	}
+}

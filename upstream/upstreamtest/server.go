@@ -231,7 +231,7 @@ func (s *Server) awaitReady(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	ready := make(chan error, 1)
-	go func() { ready <- s.log.await(ctx, "database system is ready to accept connections") }()
+	go func() { ready <- s.log.await(ctx, s.readyWords()) }()
 	select {
 	case err := <-ready:
 		return err
@@ -240,6 +240,14 @@ func (s *Server) awaitReady(ctx context.Context) error {
 		<-ready
 		return fmt.Errorf("PostgreSQL ended: %w", s.exit)
 	}
+}
+
+// readyWords are what the server logs when it lets clients in.
+func (s *Server) readyWords() string {
+	if _, err := os.Stat(filepath.Join(s.dir, "data", "standby.signal")); err == nil {
+		return "database system is ready to accept read-only connections"
+	}
+	return "database system is ready to accept connections"
 }
 
 // Stop ends the server at once, as a crash of no consequence: its data is
