@@ -162,8 +162,7 @@ func TestPsqlBlockers(t *testing.T) {
 // looks, nothing waits for it.
 func TestMonitorBlocksNobody(t *testing.T) {
 	p := startProxy(t)
-	pg := upstreamtest.Shared(t)
-	pg.ExecAs(t, "app", "app", "CREATE TABLE IF NOT EXISTS altered (id integer)")
+	pg := makeTable(t, "altered")
 	stop, stopped := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(stopped)
