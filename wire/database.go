@@ -220,7 +220,7 @@ func byAge(list []Backend, since func(*Backend) time.Time) {
 func (s *session) showBlockers() *sessionError {
 	var view *DatabaseView
 	err := s.interruptible(func(ctx context.Context) (err error) {
-		view, err = s.srv.lookAt(ctx, Viewer{Caller: s.caller, Rule: s.ruling.rule()}, s.database)
+		view, err = s.srv.lookAt(ctx, s.viewer(), s.database)
 		return err
 	})
 	if err != nil {
@@ -234,7 +234,7 @@ func (s *session) showBlockers() *sessionError {
 		notes = append(notes, fmt.Sprintf("This is the server %s; your session is on %s.", view.Upstream, addr))
 	}
 	for _, note := range notes {
-		s.Send((&sessionError{severity: "NOTICE", code: "00000", message: "pgproxy: " + note}).append(nil))
+		s.Send(notice("pgproxy: " + note).append(nil))
 	}
 	s.table(blockerColumns, blockerRows(view))
 	return nil
@@ -329,11 +329,9 @@ func (s *session) helperError(err error) *sessionError {
 	}
 	switch {
 	case errors.Is(err, context.Canceled):
-		return statementError(codeQueryCanceled, "canceling statement due to user request")
+		return cancelledError("")
 	case errors.Is(err, context.DeadlineExceeded):
 		return statementError(codeQueryCanceled, "pgproxy: the server did not answer pgproxy's own connection in time")
 	}
-	e := dialError(err)
-	e.severity, e.reason = "ERROR", ""
-	return e
+	return noConnection(err)
 }

@@ -83,9 +83,7 @@ func (s *session) setAccess(cmd *policy.ProxyCommand) *sessionError {
 // notRaised tells of an access that was given while the rule lost it.
 func (s *session) notRaised(e elevation) *sessionError {
 	e.why = ruleChanged
-	if err := s.elevated(stepEnded, e, nil); err != nil {
-		s.log.Error("audit record not written", "err", err)
-	}
+	s.noteElevated(stepEnded, e, nil)
 	return withdrawn(ruleChanged)
 }
 
@@ -108,8 +106,7 @@ func (s *session) raised(e elevation) *sessionError {
 			return end
 		}
 	}
-	s.Send((&sessionError{severity: "NOTICE", code: "00000", message: "pgproxy: you have " + e.words(),
-		hint: "RESET pgproxy.access ends it early."}).append(nil))
+	s.Send(notice("pgproxy: you have " + e.words()).withHint("RESET pgproxy.access ends it early.").append(nil))
 	return nil
 }
 
@@ -128,12 +125,9 @@ func (s *session) tellOver() {
 	if e == nil {
 		return
 	}
-	if err := s.elevated(stepEnded, *e, nil); err != nil {
-		s.log.Error("audit record not written", "err", err)
-	}
+	s.noteElevated(stepEnded, *e, nil)
 	s.talk.unsettled = true
-	s.Send((&sessionError{severity: "NOTICE", code: "00000",
-		message: fmt.Sprintf("pgproxy: %s access has ended, %s; you have %s access", e.Access, e.why, s.ruling.rule().Access)}).append(nil))
+	s.Send(notice(fmt.Sprintf("pgproxy: %s access has ended, %s; you have %s access", e.Access, e.why, s.ruling.rule().Access)).append(nil))
 }
 
 // recheckApprover ends a raised access whose approver could not give it now.

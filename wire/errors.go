@@ -90,6 +90,22 @@ func statementError(code, message string) *sessionError {
 	return &sessionError{severity: "ERROR", code: code, message: message}
 }
 
+// notice is a NOTICE of ours.
+func notice(message string) *sessionError {
+	return &sessionError{severity: "NOTICE", code: "00000", message: message}
+}
+
+// warning is a WARNING of ours.
+func warning(message string) *sessionError {
+	return &sessionError{severity: "WARNING", code: "01000", message: message}
+}
+
+// cancelledError is the end of a statement that somebody has cancelled: by, where
+// it was not its own client.
+func cancelledError(by string) *sessionError {
+	return statementError(codeQueryCanceled, exchange.CancelWords(by))
+}
+
 // fatal is a FATAL of ours, which ends the session.
 func fatal(code, message string, why reason) *sessionError {
 	return &sessionError{severity: "FATAL", code: code, message: message, reason: why}
@@ -126,6 +142,13 @@ func (e *sessionError) notice() *frame.Notice {
 // append appends the message as ErrorResponse, or NoticeResponse for a WARNING
 // or NOTICE.
 func (e *sessionError) append(dst []byte) []byte { return e.notice().Append(dst) }
+
+// noConnection is dialError for a connection that the session can do without.
+func noConnection(err error) *sessionError {
+	e := dialError(err)
+	e.severity, e.reason = "ERROR", ""
+	return e
+}
 
 func dialError(err error) *sessionError {
 	e := fatal(codeCannotConnect, "pgproxy: the upstream is out of reach", reasonUpstream)

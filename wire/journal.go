@@ -207,6 +207,13 @@ func (j *journal) elevated(step string, e elevation, r *policy.Refusal) error {
 	return nil
 }
 
+// noteElevated is elevated for what has happened, whatever becomes of its record.
+func (j *journal) noteElevated(step string, e elevation, r *policy.Refusal) {
+	if err := j.elevated(step, e, r); err != nil {
+		j.log.Error("audit record not written", "err", err)
+	}
+}
+
 // describe puts an elevation into a record.
 func (e elevation) describe(rec *audit.Record) {
 	rec.Access, rec.Until = e.Access.String(), nil

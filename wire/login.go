@@ -125,7 +125,7 @@ func (s *session) notice() *sessionError {
 			break
 		}
 	}
-	e := &sessionError{severity: "NOTICE", code: "00000", message: message}
+	e := notice(message)
 	if s.srv.Transcripts != "" {
 		e.detail = "Transcript: " + s.srv.Transcripts + s.id
 	}

@@ -8,6 +8,7 @@ import (
 
 	"pgproxy/policy"
 	"pgproxy/policy/fair"
+	"pgproxy/wire/exchange"
 	"pgproxy/wire/frame"
 )
 
@@ -80,7 +81,7 @@ func (s *session) reserve(n int) (release func(), refusal *policy.Refusal) {
 			Hint:    "Try again in a moment, or send the text in smaller statements.",
 		}
 	}
-	return nil, &policy.Refusal{Code: codeQueryCanceled, Rule: "canceled", Message: "canceling statement due to user request"}
+	return nil, &policy.Refusal{Code: codeQueryCanceled, Rule: "canceled", Message: exchange.CancelWords("")}
 }
 
 // interruptible runs wait, before a statement is sent, with a context that ends

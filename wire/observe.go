@@ -67,7 +67,7 @@ var sessionColumns = []string{"session", "user", "node", "database", "state", "s
 // sessionRows are the live sessions that this one may see: its caller's own,
 // or all of them.
 func (s *session) sessionRows() [][]string {
-	viewer := Viewer{Caller: s.caller, Rule: s.ruling.rule()}
+	viewer := s.viewer()
 	var rows [][]string
 	for _, i := range s.srv.Sessions() {
 		if !viewer.Sees(i.User) {

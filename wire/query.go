@@ -267,8 +267,7 @@ func (s *session) warnOpen(rule *policy.Rule) {
 		return
 	}
 	s.talk.warnedTx = true
-	e := &sessionError{severity: "WARNING", code: "01000",
-		message: fmt.Sprintf("pgproxy: an open transaction is rolled back, and the session ends, after %s without a statement", policy.FormatDuration(limit))}
+	e := warning(fmt.Sprintf("pgproxy: an open transaction is rolled back, and the session ends, after %s without a statement", policy.FormatDuration(limit)))
 	if rule.MayLift {
 		e.hint = rule.LiftHint("idle_in_transaction_session_timeout", (10 * limit).Milliseconds())
 	}

@@ -65,9 +65,9 @@ func (s *session) reconnect(rule *policy.Rule) *sessionError {
 	s.talk.memory, s.talk.listening = policy.Memory{}, false
 	s.log.Info("upstream connection replaced", "upstream_pid", up.PID, "access", rule.Access.String())
 	s.Send(appendParameters(nil, up))
-	s.Send((&sessionError{severity: "NOTICE", code: "00000",
-		message: "pgproxy: a new connection to the server, with the login for " + rule.Access.String() + " access",
-		detail:  "Lost are settings, prepared statements, temporary tables, LISTEN, cursors WITH HOLD and advisory locks of this session."}).append(nil))
+	n := notice("pgproxy: a new connection to the server, with the login for " + rule.Access.String() + " access")
+	n.detail = "Lost are settings, prepared statements, temporary tables, LISTEN, cursors WITH HOLD and advisory locks of this session."
+	s.Send(n.append(nil))
 	return nil
 }
 
@@ -77,10 +77,8 @@ func (s *session) notConnected(err error) *sessionError {
 		return e
 	}
 	if _, cancelled := s.life.cancelledAs(); cancelled {
-		return statementError(codeQueryCanceled, "canceling statement due to user request")
+		return cancelledError("")
 	}
-	e := dialError(err)
-	e.severity, e.reason = "ERROR", ""
 	s.log.Warn("no new upstream connection", "err", err)
-	return e
+	return noConnection(err)
 }

@@ -81,9 +81,7 @@ func (r *request) withdraw(why string, failure *sessionError) {
 	r.settle(func() (*sessionError, bool) {
 		e := r.terms
 		e.why = why
-		if err := r.s.elevated(stepEnded, e, nil); err != nil {
-			r.s.log.Error("audit record not written", "err", err)
-		}
+		r.s.noteElevated(stepEnded, e, nil)
 		return failure, true
 	})
 }
@@ -151,23 +149,15 @@ func (s *session) await(r *request) {
 	<-r.done // an answer that is being recorded is waited for
 }
 
-func cancelledError(by string) *sessionError {
-	if by == "" {
-		return statementError(codeQueryCanceled, "canceling statement due to user request")
-	}
-	return statementError(codeQueryCanceled, "pgproxy: canceling statement: "+by+" has cancelled it")
-}
-
 // waitNotice tells the client what it waits for.
 func (s *session) waitNotice(e *elevation) *sessionError {
 	where := ""
 	if s.srv.StatusPage != "" {
 		where = " at " + s.srv.StatusPage + "requests"
 	}
-	return &sessionError{severity: "NOTICE", code: "00000",
-		message: fmt.Sprintf("pgproxy: waiting for another person to approve request %s: %s access for %s", e.request, e.Access, policy.FormatDuration(e.For)),
-		detail:  fmt.Sprintf("People with may_approve answer it%s, or by SET pgproxy.approve = '%s'. It ends by itself after %s.", where, e.request, policy.FormatDuration(s.srv.requestLife)),
-		hint:    "Ctrl-C gives up."}
+	n := notice(fmt.Sprintf("pgproxy: waiting for another person to approve request %s: %s access for %s", e.request, e.Access, policy.FormatDuration(e.For)))
+	n.detail = fmt.Sprintf("People with may_approve answer it%s, or by SET pgproxy.approve = '%s'. It ends by itself after %s.", where, e.request, policy.FormatDuration(s.srv.requestLife))
+	return n.withHint("Ctrl-C gives up.")
 }
 
 // Why a request was not answered.
@@ -250,9 +240,7 @@ func (srv *Server) answerable(ctx context.Context, by Viewer, id string) (*reque
 	e := r.terms
 	e.approver = &by
 	rule := &policy.Refusal{Code: codeInsufficientPriv, Rule: "may_approve", Message: err.Error()}
-	if err := r.s.elevated(stepDenied, e, rule); err != nil {
-		r.s.log.Error("audit record not written", "err", err)
-	}
+	r.s.noteElevated(stepDenied, e, rule)
 	return nil, err
 }
 

@@ -207,8 +207,8 @@ func (r *ruling) hasNews() bool {
 func (r *ruling) newsLocked() *sessionError {
 	was := r.told
 	r.told, r.untold = r.given, false
-	e := &sessionError{severity: "NOTICE", code: "00000", message: "pgproxy: what you may do has changed",
-		detail: strings.Join(r.told.Describe(), "; ") + ".", hint: "SHOW pgproxy.limits tells the rest."}
+	e := notice("pgproxy: what you may do has changed").withHint("SHOW pgproxy.limits tells the rest.")
+	e.detail = strings.Join(r.told.Describe(), "; ") + "."
 	if was.Access != r.told.Access {
 		e.message = fmt.Sprintf("pgproxy: you have %s access now, no longer %s", r.told.Access, was.Access)
 	}

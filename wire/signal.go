@@ -162,13 +162,13 @@ func (s *session) serveSignal(st *statement, call *policy.Signal) *sessionError 
 		}
 		ctx, cancel := context.WithTimeout(ctx, limit)
 		defer cancel()
-		sent, err = s.srv.signal(ctx, &s.journal, Viewer{Caller: s.caller, Rule: s.ruling.rule()}, sig) // as of now: the message may have waited for an approval
+		sent, err = s.srv.signal(ctx, &s.journal, s.viewer(), sig) // as of now: the message may have waited for an approval
 		return err
 	})
 	value := "f"
 	switch {
 	case errors.Is(err, ErrNoBackend):
-		s.Send((&sessionError{severity: "WARNING", code: "01000", message: fmt.Sprintf("PID %d is not a PostgreSQL backend process", sig.PID)}).append(nil))
+		s.Send(warning(fmt.Sprintf("PID %d is not a PostgreSQL backend process", sig.PID)).append(nil))
 	case err != nil:
 		return s.signalError(err)
 	case sent:

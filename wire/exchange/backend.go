@@ -365,16 +365,12 @@ func (b *Backend) roundTrip(sql string) (*reply, error) {
 }
 
 // reply takes in the answer to an internal query that was sent.
-func (b *Backend) reply() (*reply, error) { return b.take(0) }
+func (b *Backend) reply() (*reply, error) { return b.replyAhead(0) }
 
 // replyAhead takes in the answers to so many statements that were sent ahead of
-// Query messages. With a failure in it the server has skipped those, and has
-// reported its transaction status.
-func (b *Backend) replyAhead(statements int) (*reply, error) { return b.take(statements) }
-
-// take takes in answers up to ReadyForQuery, or to as many statements as were
-// sent ahead.
-func (b *Backend) take(ahead int) (*reply, error) {
+// Query messages, or with 0 all up to ReadyForQuery. With a failure in it the
+// server has skipped the Query messages, and has reported its transaction status.
+func (b *Backend) replyAhead(ahead int) (*reply, error) {
 	r := &reply{}
 	for size := 0; size < maxReply; {
 		typ, body, err := b.message()

@@ -102,11 +102,15 @@ func timeoutError(rule *policy.Rule) *frame.Notice {
 
 // cancelError tells that a statement was cancelled, and by whom if it was not
 // its own client.
-func cancelError(by string) *frame.Notice {
+func cancelError(by string) *frame.Notice { return errorNotice(codeQueryCanceled, CancelWords(by)) }
+
+// CancelWords tell that a statement was cancelled: PostgreSQL's own for its client,
+// by being empty.
+func CancelWords(by string) string {
 	if by != "" {
-		return errorNotice(codeQueryCanceled, "pgproxy: canceling statement: "+by+" has cancelled it")
+		return "pgproxy: canceling statement: " + by + " has cancelled it"
 	}
-	return errorNotice(codeQueryCanceled, "canceling statement due to user request")
+	return "canceling statement due to user request"
 }
 
 // affectedError tells of a change that was over the cap and was taken back.
