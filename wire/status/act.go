@@ -35,6 +35,10 @@ var outcomes = map[string]string{
 
 	"signalled":    "The backend was signalled.",
 	"backend gone": "There is no such backend any more; nothing was done.",
+
+	"approved": "The access was given.",
+	"refused":  "The access was refused.",
+	"over":     "There is no such request any more: it was answered, withdrawn, or its time was over.",
 }
 
 // question is what the confirmation page shows.
@@ -52,7 +56,7 @@ func (p *Page) ask(w http.ResponseWriter, r *http.Request, v wire.Viewer, verb s
 	list := p.Server.Sessions()
 	i := slices.IndexFunc(list, func(i wire.Info) bool { return i.ID == id })
 	if i < 0 {
-		p.done(w, r, "gone")
+		p.done(w, r, "/", "gone")
 		return
 	}
 	q := question{frame: p.frame(v, "Sessions"), action: acts[verb], Verb: verb, ID: id}
@@ -64,7 +68,7 @@ func (p *Page) ask(w http.ResponseWriter, r *http.Request, v wire.Viewer, verb s
 		return
 	}
 	if verb == "cancel" && q.Session != nil && !q.Session.Active() {
-		p.done(w, r, "late")
+		p.done(w, r, "/", "late")
 		return
 	}
 	p.render(w, r, http.StatusOK, "ask", q)
@@ -87,25 +91,28 @@ func (p *Page) act(w http.ResponseWriter, r *http.Request, v wire.Viewer, verb s
 	}
 	switch {
 	case errors.Is(err, wire.ErrNoSession):
-		p.done(w, r, "gone")
+		p.done(w, r, "/", "gone")
 	case errors.Is(err, wire.ErrNotRunning):
-		p.done(w, r, "late")
+		p.done(w, r, "/", "late")
 	case errors.Is(err, wire.ErrNotAllowed):
 		p.fail(w, r, http.StatusForbidden, wire.ErrNotAllowed)
 	case errors.Is(err, wire.ErrUnrecorded):
-		// Its cause names files of this machine.
-		p.Logger.Error("status page: act not recorded, and so not done", "act", verb, "session", id, "user", v.Who(), "err", err)
-		p.fail(w, r, http.StatusServiceUnavailable, wire.ErrUnrecorded)
+		p.failUnrecorded(w, r, err, "act", verb, "session", id, "user", v.Who())
 	case err != nil:
 		p.fail(w, r, http.StatusBadGateway, err)
 	default:
-		p.done(w, r, acts[verb].done)
+		p.done(w, r, "/", acts[verb].done)
 	}
 }
 
-// done goes back to the page, which tells what came of it.
-func (p *Page) done(w http.ResponseWriter, r *http.Request, what string) {
-	http.Redirect(w, r, "/?"+url.Values{"done": {what}}.Encode(), http.StatusSeeOther)
+// done goes back to the page where the act was offered, and to the database that it
+// was about. The page tells what came of it.
+func (p *Page) done(w http.ResponseWriter, r *http.Request, page, what string) {
+	q := url.Values{"done": {what}}
+	if database := r.URL.Query().Get("database"); database != "" {
+		q.Set("database", database)
+	}
+	http.Redirect(w, r, page+"?"+q.Encode(), http.StatusSeeOther)
 }
 
 // failure is a page that says why not.
@@ -118,4 +125,11 @@ type failure struct {
 // what does not exist must look like what is not the viewer's to see.
 func (p *Page) fail(w http.ResponseWriter, r *http.Request, status int, why error) {
 	p.render(w, r, status, "fail", failure{frame: frame{Page: p}, Why: why.Error()})
+}
+
+// failUnrecorded says that an act was not done, since its record cannot be written.
+// Why not is for the log: the error names files of this machine.
+func (p *Page) failUnrecorded(w http.ResponseWriter, r *http.Request, err error, about ...any) {
+	p.Logger.Error("status page: act not recorded, and so not done", append(about, "err", err)...)
+	p.fail(w, r, http.StatusServiceUnavailable, wire.ErrUnrecorded)
 }

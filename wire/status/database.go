@@ -218,7 +218,7 @@ func (p *Page) askBackend(w http.ResponseWriter, r *http.Request, v wire.Viewer,
 			}
 		}
 	}
-	p.doneDatabase(w, r, "backend gone")
+	p.done(w, r, "/database", "backend gone")
 }
 
 // signal does it. Whether it is allowed is decided anew, and recorded, by wire.
@@ -236,20 +236,13 @@ func (p *Page) signal(w http.ResponseWriter, r *http.Request, v wire.Viewer, ver
 	sent, err := p.Server.Signal(r.Context(), v, sig)
 	switch {
 	case errors.Is(err, wire.ErrNoBackend), err == nil && !sent:
-		p.doneDatabase(w, r, "backend gone")
+		p.done(w, r, "/database", "backend gone")
 	case errors.Is(err, wire.ErrUnrecorded):
-		p.Logger.Error("status page: signal not recorded, and so not sent", "pid", sig.PID, "user", v.Who(), "err", err)
-		p.fail(w, r, http.StatusServiceUnavailable, wire.ErrUnrecorded)
+		p.failUnrecorded(w, r, err, "act", verb, "pid", sig.PID, "user", v.Who())
 	case err != nil:
 		p.Logger.Info("status page: signal not sent", "pid", sig.PID, "user", v.Who(), "err", err)
 		p.fail(w, r, http.StatusForbidden, err)
 	default:
-		p.doneDatabase(w, r, backendActs[verb].done)
+		p.done(w, r, "/database", backendActs[verb].done)
 	}
-}
-
-// doneDatabase goes back to the database, which tells what came of an act.
-func (p *Page) doneDatabase(w http.ResponseWriter, r *http.Request, what string) {
-	q := url.Values{"database": {r.URL.Query().Get("database")}, "done": {what}}
-	http.Redirect(w, r, "/database?"+q.Encode(), http.StatusSeeOther)
 }

@@ -3,7 +3,6 @@ package status
 import (
 	"errors"
 	"net/http"
-	"net/url"
 	"slices"
 	"time"
 
@@ -34,13 +33,6 @@ var answers = map[string]action{
 	"refuse":  {"Refuse this request?", "Yes, refuse it", "The person is told your name. The session goes on as it was.", "refused"},
 }
 
-// answered are what the page says after an answer.
-var answered = map[string]string{
-	"approved": "The access was given.",
-	"refused":  "The access was refused.",
-	"over":     "There is no such request any more: it was answered, withdrawn, or its time was over.",
-}
-
 func (p *Page) accessRequests(v wire.Viewer, now time.Time) []accessRequest {
 	list := []accessRequest{}
 	for _, r := range p.Server.Requests(v) {
@@ -51,7 +43,7 @@ func (p *Page) accessRequests(v wire.Viewer, now time.Time) []accessRequest {
 
 func (p *Page) showRequests(w http.ResponseWriter, r *http.Request, v wire.Viewer) {
 	vw := requestsView{frame: p.frame(v, "Requests")}
-	vw.Said, vw.Refreshes, vw.Requests = answered[r.URL.Query().Get("done")], true, p.accessRequests(v, vw.Now)
+	vw.Said, vw.Refreshes, vw.Requests = outcomes[r.URL.Query().Get("done")], true, p.accessRequests(v, vw.Now)
 	p.render(w, r, http.StatusOK, "requests", vw)
 }
 
@@ -71,7 +63,7 @@ func (p *Page) askAnswer(w http.ResponseWriter, r *http.Request, v wire.Viewer, 
 	case i < 0 && !v.Rule.MayApprove:
 		p.fail(w, r, http.StatusForbidden, wire.ErrMayNotApprove)
 	case i < 0:
-		p.answeredTo(w, r, "over")
+		p.done(w, r, "/requests", "over")
 	case !list[i].Answers:
 		p.fail(w, r, http.StatusForbidden, wire.ErrOwnRequest)
 	default:
@@ -88,22 +80,16 @@ func (p *Page) answer(w http.ResponseWriter, r *http.Request, v wire.Viewer, ver
 	err := act(r.Context(), v, r.PathValue("id"))
 	switch {
 	case err == nil:
-		p.answeredTo(w, r, answers[verb].done)
+		p.done(w, r, "/requests", answers[verb].done)
 	case errors.Is(err, wire.ErrNoRequest):
-		p.answeredTo(w, r, "over")
+		p.done(w, r, "/requests", "over")
 	case errors.Is(err, wire.ErrOwnRequest):
 		p.fail(w, r, http.StatusForbidden, wire.ErrOwnRequest)
 	case errors.Is(err, wire.ErrUnrecorded):
-		// Its cause names files of this machine.
-		p.Logger.Error("status page: answer not recorded, and so not given", "act", verb, "user", v.Who(), "err", err)
-		p.fail(w, r, http.StatusServiceUnavailable, wire.ErrUnrecorded)
+		p.failUnrecorded(w, r, err, "act", verb, "user", v.Who())
 	default:
 		p.fail(w, r, http.StatusForbidden, wire.ErrMayNotApprove)
 	}
-}
-
-func (p *Page) answeredTo(w http.ResponseWriter, r *http.Request, what string) {
-	http.Redirect(w, r, "/requests?"+url.Values{"done": {what}}.Encode(), http.StatusSeeOther)
 }
 
 type requestJSON struct {

@@ -156,7 +156,8 @@ func (p *Page) showPage(w http.ResponseWriter, r *http.Request, v wire.Viewer) {
 	vw := view{frame: p.frame(v, "Sessions"), Filter: f, Limits: v.Rule.Limits(), Access: v.Rule.Describe(), Chart: chartOf(p.Server.Hour())}
 	vw.Said, vw.Refreshes = outcomes[r.URL.Query().Get("done")], true
 	vw.Used, vw.Limit = p.Server.Places()
-	vw.sort(p.sessions(v, vw.Now), p.looks(r.Context(), v))
+	sessions := p.sessions(v, vw.Now)
+	vw.sort(sessions, p.looks(r.Context(), v, sessions))
 	vw.Statements = p.statements(v, f, vw.Now)
 	vw.refusals(p.statements(v, filter{Outcome: "denied"}, vw.Now))
 	if n := len(vw.Statements); n > shownStatements {
@@ -183,16 +184,16 @@ const (
 	maxLooks = 4
 )
 
-// looks are views of the databases in which somebody does something. A database
-// that cannot be looked at is left out: the page then tells what it knows.
-func (p *Page) looks(ctx context.Context, v wire.Viewer) []*wire.DatabaseView {
+// looks are views of the databases in which one of the sessions does something. A
+// database that cannot be looked at is left out: the page then tells what it knows.
+func (p *Page) looks(ctx context.Context, v wire.Viewer, sessions []session) []*wire.DatabaseView {
 	if last := p.Reach(); last.Err != nil {
 		return nil
 	}
 	var names []string
-	for _, i := range p.Server.Sessions() {
-		if i.State != "idle" && v.Sees(i.User) && !slices.Contains(names, i.Database) && len(names) < maxLooks {
-			names = append(names, i.Database)
+	for _, s := range sessions {
+		if s.State != "idle" && !slices.Contains(names, s.Database) && len(names) < maxLooks {
+			names = append(names, s.Database)
 		}
 	}
 	ctx, cancel := context.WithTimeout(ctx, lookTimeout)

@@ -77,8 +77,7 @@ func (p *Page) showTranscript(w http.ResponseWriter, r *http.Request, v wire.Vie
 		return
 	case story.About != nil:
 		if err := p.Server.Observed(v, vw.ID, story.About.User); err != nil {
-			p.Logger.Error("status page: a look at a session is not recorded, and so not given", "session", vw.ID, "user", v.Who(), "err", err)
-			p.fail(w, r, http.StatusServiceUnavailable, wire.ErrUnrecorded)
+			p.failUnrecorded(w, r, err, "act", "look", "session", vw.ID, "user", v.Who())
 			return
 		}
 	}
