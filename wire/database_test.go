@@ -106,7 +106,7 @@ func TestStatementsOfUnknownSessions(t *testing.T) {
 	p := startProxy(t)
 	pg := upstreamtest.Shared(t)
 	makeTable(t, "unknown_sessions")
-	holder := program(t, pg, "app", Stamp(alice, "elsewhere"))
+	holder := pg.Program(t, "app", Stamp(alice, "elsewhere"))
 	if err := holder.Exec(t.Context(), "BEGIN; UPDATE unknown_sessions SET n = 2").Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +134,7 @@ func TestPsqlBlockers(t *testing.T) {
 	pg := upstreamtest.Shared(t)
 	pg.ExecAs(t, "app", "app", "CREATE TABLE rather_a_long_name_for_a_table (id integer); INSERT INTO rather_a_long_name_for_a_table VALUES (1)")
 	defer pg.ExecAs(t, "app", "app", "DROP TABLE rather_a_long_name_for_a_table")
-	holder := program(t, pg, "app", "a-nightly-import-of-the-warehouse")
+	holder := pg.Program(t, "app", "a-nightly-import-of-the-warehouse")
 	if err := holder.Exec(t.Context(), "BEGIN; UPDATE rather_a_long_name_for_a_table SET id = 1; /* password = 'hunter2' */ SELECT 'password=hunter2'").Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -175,7 +175,7 @@ func TestMonitorBlocksNobody(t *testing.T) {
 			}
 		}
 	}()
-	program := program(t, pg, "postgres", "ddl")
+	program := pg.Program(t, "postgres", "ddl")
 	for range 50 {
 		if err := program.Exec(t.Context(), "SET lock_timeout = '300ms'; ALTER TABLE altered ADD COLUMN x integer; ALTER TABLE altered DROP COLUMN x").Close(); err != nil {
 			t.Errorf("held up: %v", err)

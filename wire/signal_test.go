@@ -15,8 +15,6 @@ import (
 	"pgproxy/upstream/upstreamtest"
 	"pgproxy/wire/audit"
 	"pgproxy/wire/frame"
-
-	"github.com/jackc/pgx/v5/pgconn"
 )
 
 // signals lets bob signal, and nobody else.
@@ -27,22 +25,6 @@ func signals(srv *Server) {
 		rule.MaySignal = c.Login == bob.Login
 		return rule, nil
 	}
-}
-
-// program is a connection of some program's that does not pass pgproxy.
-func program(t *testing.T, pg *upstreamtest.Server, role, name string) *pgconn.PgConn {
-	t.Helper()
-	config, err := pgconn.ParseConfig(pg.SocketDSN(role, "app"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.RuntimeParams["application_name"] = name
-	conn, err := pgconn.ConnectConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close(context.Background()) })
-	return conn
 }
 
 // alive reports whether the server has a backend.
@@ -71,7 +53,7 @@ func TestSignalFromASession(t *testing.T) {
 	p := startProxy(t, signals)
 	pg := upstreamtest.Shared(t)
 	alices, bobs := p.login(t), p.loginFrom(t, "127.0.0.2")
-	victim := program(t, pg, "app", "nightly-import")
+	victim := pg.Program(t, "app", "nightly-import")
 	end := fmt.Sprintf("SELECT pg_terminate_backend(%d)", victim.PID())
 
 	alices.wantPart(end, "E(42501 pgproxy: function pg_terminate_backend is refused)")
@@ -98,7 +80,7 @@ func TestCancelFromASession(t *testing.T) {
 	p := startProxy(t, signals)
 	pg := upstreamtest.Shared(t)
 	bobs := p.loginFrom(t, "127.0.0.2")
-	victim := program(t, pg, "app", "report")
+	victim := pg.Program(t, "app", "report")
 	ended := make(chan error)
 	go func() { ended <- victim.Exec(context.Background(), "SELECT pg_sleep(60)").Close() }()
 	for len(pg.Exec(t, fmt.Sprintf("SELECT 1 FROM pg_stat_activity WHERE pid = %d AND wait_event = 'PgSleep'", victim.PID()))) == 0 {
@@ -130,7 +112,7 @@ func TestSignalIsPostgreSQLs(t *testing.T) {
 	defer pg.ExecAs(t, "app", "app", "DROP SCHEMA mine CASCADE")
 	bobs := p.loginFrom(t, "127.0.0.2")
 	bobs.want("SET search_path = mine, pg_catalog", "C(SET) Z(I)")
-	victim := program(t, pg, "app", "shadowed")
+	victim := pg.Program(t, "app", "shadowed")
 	bobs.want(fmt.Sprintf("SELECT pg_terminate_backend(%d)", victim.PID()), "D(t) C(SELECT 1) Z(I)")
 	awaitGone(t, pg, victim.PID())
 }
@@ -166,7 +148,7 @@ func TestSignalOwnSession(t *testing.T) {
 func TestSignalHitsNoSuccessor(t *testing.T) {
 	p := startProxy(t)
 	pg := upstreamtest.Shared(t)
-	victim := program(t, pg, "app", "successor")
+	victim := pg.Program(t, "app", "successor")
 	c := p.login(t)
 	by := viewer("oncall@example.com", func(r *policy.Rule) { r.MaySignal = true })
 	sig := Signal{Function: policy.TerminateBackend, Database: "app", Upstream: pg.Addr(), PID: int(victim.PID())}
@@ -209,8 +191,8 @@ func TestSignalHitsNoSuccessor(t *testing.T) {
 func TestSignalRefused(t *testing.T) {
 	p := startProxy(t, signals)
 	pg := upstreamtest.Shared(t)
-	victim := program(t, pg, "app", "stays")
-	helper := program(t, pg, "app", upstream.HelperName("monitor"))
+	victim := pg.Program(t, "app", "stays")
+	helper := pg.Program(t, "app", upstream.HelperName("monitor"))
 	elsewhere := pg.Exec(t, "SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
 	bobs := p.loginFrom(t, "127.0.0.2")
 	sig := Signal{Function: policy.CancelBackend, Database: "app", Upstream: pg.Addr(), PID: int(victim.PID())}
@@ -247,7 +229,7 @@ func TestSignalRecordFails(t *testing.T) {
 	full := &fullFor{event: audit.Signal}
 	p := startProxy(t, signals, func(srv *Server) { full.Recorder, srv.Audit = srv.Audit, full })
 	pg := upstreamtest.Shared(t)
-	victim := program(t, pg, "app", "stays")
+	victim := pg.Program(t, "app", "stays")
 	bobs := p.loginFrom(t, "127.0.0.2")
 	own := p.loginFrom(t, "127.0.0.2")
 	bobs.wantPart(fmt.Sprintf("SELECT pg_terminate_backend(%d)", victim.PID()), "E(58030 ", "Z(I)")
@@ -314,7 +296,7 @@ func TestSignalBehindApproval(t *testing.T) {
 	pg := upstreamtest.Shared(t)
 	p, r := startElevate(t, policy.Elevate{Access: policy.Write, By: policy.Approval, For: time.Hour})
 	r.change(func(r *peopleRules) { r.alice.MaySignal = true })
-	victim := program(t, pg, "app", "nightly-import")
+	victim := pg.Program(t, "app", "nightly-import")
 	c, bobs := p.login(t), p.loginFrom(t, "127.0.0.2")
 	c.send(frame.AppendQuery(nil, fmt.Sprintf("SET pgproxy.access = 'write'; SELECT pg_terminate_backend(%d)", victim.PID())))
 	_, id, _ := strings.Cut(c.untilNotice("waiting for another person"), "approve request ")

@@ -41,16 +41,16 @@ type jobs struct {
 func startJobs(ctx context.Context, pg *upstreamtest.Server) (*jobs, error) {
 	j := &jobs{waited: make(chan struct{})}
 	var err error
-	if j.importer, err = connectJob(ctx, pg, "nightly-import"); err != nil {
-		return nil, err
+	if j.importer, err = pg.Connect(ctx, "app", database, "nightly-import"); err != nil {
+		return nil, fmt.Errorf("the import: %w", err)
 	}
 	if err := j.importer.Exec(ctx, "BEGIN; UPDATE events SET handled = true WHERE id <= 25").Close(); err != nil {
 		j.importer.Close(ctx)
 		return nil, fmt.Errorf("the import: %w", err)
 	}
-	if j.worker, err = connectJob(ctx, pg, "event-worker"); err != nil {
+	if j.worker, err = pg.Connect(ctx, "app", database, "event-worker"); err != nil {
 		j.importer.Close(ctx)
-		return nil, err
+		return nil, fmt.Errorf("the worker: %w", err)
 	}
 	go func() {
 		defer close(j.waited)
@@ -58,19 +58,6 @@ func startJobs(ctx context.Context, pg *upstreamtest.Server) (*jobs, error) {
 		j.worker.Exec(context.WithoutCancel(ctx), "UPDATE events SET handled = true WHERE id = 13").Close()
 	}()
 	return j, nil
-}
-
-func connectJob(ctx context.Context, pg *upstreamtest.Server, name string) (*pgconn.PgConn, error) {
-	config, err := pgconn.ParseConfig(pg.SocketDSN("app", database))
-	if err != nil {
-		return nil, err
-	}
-	config.RuntimeParams["application_name"] = name
-	conn, err := pgconn.ConnectConfig(ctx, config)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", name, err)
-	}
-	return conn, nil
 }
 
 // stop ends both. The import's locks go first, so that the worker waits no more.

@@ -245,6 +245,17 @@ func (p *proxy) disconnect(t *testing.T, s *session) audit.Record {
 	})
 }
 
+// freeAddr is an address on loopback where nobody listens.
+func freeAddr(t *testing.T) string {
+	t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	return ln.Addr().String()
+}
+
 // door is a port on loopback that leads to a proxy from a person's device, for
 // programs that cannot dial from inside this process.
 func door(t *testing.T, p *proxy, from *nodetest.Peer) (port string) {

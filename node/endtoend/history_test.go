@@ -89,12 +89,7 @@ func TestTranscriptOfPsql(t *testing.T) {
 // that, in the next process, and in a file that was put aside.
 func TestTranscriptAfterKill(t *testing.T) {
 	t.Parallel()
-	ln, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := net.SplitHostPort(ln.Addr().String())
-	ln.Close()
+	_, port, _ := net.SplitHostPort(freeAddr(t))
 	first := startDev(t, postgres, "-debug-port", port)
 	s := first.connect(t, nil)
 	s.begin(t, "SELECT pg_sleep(60)")

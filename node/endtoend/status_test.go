@@ -125,12 +125,7 @@ func TestStatusPage(t *testing.T) {
 // Without a tailnet the page is on the same loopback address.
 func TestStatusPageOnLoopback(t *testing.T) {
 	t.Parallel()
-	ln, err := net.Listen("tcp", "127.0.0.1:0") // a port that is free
-	if err != nil {
-		t.Fatal(err)
-	}
-	_, port, _ := net.SplitHostPort(ln.Addr().String())
-	ln.Close()
+	_, port, _ := net.SplitHostPort(freeAddr(t))
 	p := startDev(t, postgres, "-debug-port", port)
 	s := p.connect(t, nil)
 	if code, page := probe(t, "127.0.0.1:"+port, "/"); code != http.StatusOK || !strings.Contains(page, "dev@localhost") || !strings.Contains(page, s.id) {

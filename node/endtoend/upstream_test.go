@@ -12,14 +12,9 @@ import (
 // it is nor how to log in there.
 func TestUpstreamAway(t *testing.T) {
 	t.Parallel()
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	addr := ln.Addr().String()
-	ln.Close() // nobody listens there now
+	addr := freeAddr(t)
 	p := startAs(t, tailnet, "pgproxy-without-upstream", []string{"UPSTREAM_DSN=postgres://app:hunter2@" + addr + "/app?sslmode=disable"})
-	_, err = p.tryConnect(t, alice)
+	_, err := p.tryConnect(t, alice)
 	e := wantCode(t, "without an upstream", err, "08001")
 	_, port, _ := net.SplitHostPort(addr)
 	if told := e.Message + e.Detail + e.Hint; e.Severity != "FATAL" || strings.Contains(told, port) || strings.Contains(told, "127.0.0.1") {

@@ -28,22 +28,6 @@ func monitor(t *testing.T, s *upstreamtest.Server, role string) *Monitor {
 	return m
 }
 
-// session is a session of some program's with the database.
-func session(t *testing.T, s *upstreamtest.Server, role, name string) *pgconn.PgConn {
-	t.Helper()
-	config, err := pgconn.ParseConfig(s.SocketDSN(role, "app"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	config.RuntimeParams["application_name"] = name
-	conn, err := pgconn.ConnectConfig(t.Context(), config)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { conn.Close(context.Background()) })
-	return conn
-}
-
 func run(t *testing.T, conn *pgconn.PgConn, sql string) {
 	t.Helper()
 	if err := conn.Exec(t.Context(), sql).Close(); err != nil {
@@ -56,10 +40,10 @@ func run(t *testing.T, conn *pgconn.PgConn, sql string) {
 func stage(t *testing.T, s *upstreamtest.Server) (holder, row, table *pgconn.PgConn) {
 	t.Helper()
 	s.ExecAs(t, "app", "app", "CREATE TABLE IF NOT EXISTS held (id integer PRIMARY KEY); TRUNCATE held; INSERT INTO held VALUES (1)")
-	holder = session(t, s, "app", "holder")
+	holder = s.Program(t, "app", "holder")
 	run(t, holder, "BEGIN; UPDATE held SET id = 1")
 	wait := func(name, sql string) *pgconn.PgConn {
-		conn := session(t, s, "app", name)
+		conn := s.Program(t, "app", name)
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
@@ -195,7 +179,7 @@ func TestMonitorIsShared(t *testing.T) {
 func TestMonitorGivesUp(t *testing.T) {
 	s := upstreamtest.Shared(t)
 	m := monitor(t, s, "postgres")
-	vacuum := session(t, s, "postgres", "vacuum")
+	vacuum := s.Program(t, "postgres", "vacuum")
 	if _, err := m.Snapshot(t.Context()); err != nil { // nobody can log in while that lock is held
 		t.Fatal(err)
 	}

@@ -120,15 +120,36 @@ func (s *Server) ExecAs(tb testing.TB, role, database, sql string) [][]string {
 	return rows
 }
 
-// Query is ExecAs for where there is no test.
-func (s *Server) Query(ctx context.Context, role, database, sql string) ([][]string, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Minute)
-	defer cancel()
+// Program is a connection to the database "app" for one test, of a program of that
+// name. See Connect.
+func (s *Server) Program(tb testing.TB, role, name string) *pgconn.PgConn {
+	tb.Helper()
+	conn, err := s.Connect(tb.Context(), role, "app", name)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	tb.Cleanup(func() { conn.Close(context.Background()) })
+	return conn
+}
+
+// Connect opens a connection over the Unix socket. name is its application_name;
+// empty = none. The caller closes it.
+func (s *Server) Connect(ctx context.Context, role, database, name string) (*pgconn.PgConn, error) {
 	config, err := pgconn.ParseConfig(s.SocketDSN(role, database))
 	if err != nil {
 		return nil, err
 	}
-	conn, err := pgconn.ConnectConfig(ctx, config)
+	if name != "" {
+		config.RuntimeParams["application_name"] = name
+	}
+	return pgconn.ConnectConfig(ctx, config)
+}
+
+// Query is ExecAs for where there is no test.
+func (s *Server) Query(ctx context.Context, role, database, sql string) ([][]string, error) {
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
+	conn, err := s.Connect(ctx, role, database, "")
 	if err != nil {
 		return nil, err
 	}
